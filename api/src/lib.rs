@@ -1,0 +1,14 @@
+//! What Kubernetes *is*, free of I/O: the catalogue of kinds, the schema table, codecs, patches, field sets and
+//! server-side apply, selectors, quantities, names and `metav1.Status`.
+//!
+//! An object is a [`Value`] tree shaped by its kind's [`schema`]. The tree is the truth: defaults, patches, pruning and
+//! codecs work on it by the schema, and strategies and validation read it through [`field::View`].
+
+pub mod catalogue;
+pub mod field;
+pub mod names;
+pub mod schema;
+pub mod status;
+
+pub use serde_json::{Map, Value, json};
+pub use status::Status;

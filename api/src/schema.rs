@@ -1,0 +1,207 @@
+//! The schema of a kind: one type for built-in and custom resources (upstream: struct tags and markers, and
+//! `structural-merge-diff`'s typed schema).
+//!
+//! The built-in schemas come from one table (`schema/table.rs`); a CustomResourceDefinition brings its own, made of the
+//! same types. Codecs, defaults, patches, field sets and OpenAPI all read a schema, and nothing else knows fields by name.
+
+use serde_json::Value;
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
+
+/// The type of a value in a tree.
+#[derive(Clone, Debug)]
+pub enum Type {
+    Scalar(Scalar),
+    Struct(StructRef),
+    List(Arc<List>),
+    Map(Arc<MapOf>),
+    /// Anything goes, untyped: `RawExtension`, `JSON`, `x-kubernetes-preserve-unknown-fields`.
+    /// Merging treats the value as schemaless data.
+    Any(AnyKind),
+}
+
+/// Leaves of a tree, named by how they are encoded and made canonical.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scalar {
+    String,
+    Bool,
+    Int32,
+    Int64,
+    Uint32,
+    Uint64,
+    Float64,
+    /// Base64 text in JSON, bytes in protobuf and CBOR.
+    Bytes,
+    /// A string or a number in JSON.
+    IntOrString,
+    /// Canonical quantity text.
+    Quantity,
+    /// RFC 3339 with seconds, null when zero.
+    Time,
+    /// RFC 3339 with six digits of a second.
+    MicroTime,
+    /// Go's duration text, such as `1m30s` (`metav1.Duration`).
+    Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AnyKind {
+    /// `runtime.RawExtension`: a whole object, or any JSON.
+    RawExtension,
+    /// `metav1.FieldsV1`.
+    FieldsV1,
+    /// `apiextensionsv1.JSON`, `JSONSchemaPropsOrBool` and their like.
+    Json,
+    /// A custom resource's value of unknown shape.
+    Unknown,
+}
+
+/// A list, with what merging needs to know of it.
+#[derive(Debug)]
+pub struct List {
+    pub element: Type,
+    pub kind: ListKind,
+}
+
+/// `x-kubernetes-list-type`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListKind {
+    /// Replaced as a whole; the default.
+    Atomic,
+    /// A set of scalars.
+    Set,
+    /// Elements are identified by these fields (`x-kubernetes-list-map-keys`).
+    Map(Vec<Box<str>>),
+}
+
+/// A map from text to values of one type.
+#[derive(Debug)]
+pub struct MapOf {
+    pub value: Type,
+    /// `x-kubernetes-map-type: atomic`.
+    pub atomic: bool,
+}
+
+/// A reference to a struct, which may be recursive (`JSONSchemaProps`). Filled exactly once.
+#[derive(Clone)]
+pub struct StructRef(Arc<OnceLock<Struct>>);
+
+impl StructRef {
+    /// A reference to be filled later by [`StructRef::fill`].
+    pub fn empty() -> Self {
+        StructRef(Arc::new(OnceLock::new()))
+    }
+
+    pub fn new(value: Struct) -> Self {
+        let this = Self::empty();
+        this.fill(value);
+        this
+    }
+
+    /// Panics when filled twice: a schema is never changed in place.
+    pub fn fill(&self, value: Struct) {
+        assert!(self.0.set(value).is_ok(), "a struct of the schema was defined twice");
+    }
+
+    /// Whether both name the same struct of the same schema.
+    pub fn same(&self, other: &StructRef) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Deref for StructRef {
+    type Target = Struct;
+    fn deref(&self) -> &Struct {
+        self.0.get().expect("every struct of a schema is filled before the schema is used")
+    }
+}
+
+impl std::fmt::Debug for StructRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The name only: types are recursive.
+        write!(f, "StructRef({})", self.0.get().map_or("?", |s| &s.name))
+    }
+}
+
+/// An object with known fields, in upstream's struct order, which is the order of encoding.
+#[derive(Debug)]
+pub struct Struct {
+    /// Upstream's OpenAPI name such as `io.k8s.api.core.v1.PodSpec`; empty for parts of a custom resource.
+    pub name: Box<str>,
+    /// `x-kubernetes-map-type: atomic` (`+structType=atomic`).
+    pub atomic: bool,
+    /// Unknown fields are kept (`x-kubernetes-preserve-unknown-fields`).
+    pub preserve_unknown: bool,
+    /// Inlined embedded structs are already flattened in.
+    pub fields: Vec<Field>,
+    by_name: HashMap<Box<str>, u16>,
+}
+
+impl Struct {
+    pub fn new(name: impl Into<Box<str>>, fields: Vec<Field>) -> Self {
+        let by_name = fields.iter().enumerate().map(|(i, f)| (f.name.clone(), i as u16)).collect();
+        Self { name: name.into(), atomic: false, preserve_unknown: false, fields, by_name }
+    }
+
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        self.by_name.get(name).map(|&i| &self.fields[i as usize])
+    }
+}
+
+/// One field of a struct.
+#[derive(Debug)]
+pub struct Field {
+    /// The JSON name.
+    pub name: Box<str>,
+    pub ty: Type,
+    /// A Go pointer: absent and zero differ.
+    pub pointer: bool,
+    /// When an encoder leaves the field out.
+    pub omit: Omit,
+    /// `+required` or absence of `+optional`.
+    pub required: bool,
+    /// `null` is a value of its own (custom resources only).
+    pub nullable: bool,
+    /// The schema's own default (`+default`, or `default` of a CRD).
+    pub default: Option<Value>,
+    /// Strategic merge patch: `merge` and/or `retainKeys`, and the merge key.
+    pub patch: Patch,
+    /// Protobuf encoding; none for custom resources.
+    pub proto: Option<Proto>,
+    /// The markers with no field of their own here (`+k8s:…`, `+enum`, `+union…`, `+featureGate=…`).
+    pub markers: Vec<Box<str>>,
+}
+
+/// When an encoder leaves a field out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Omit {
+    /// Always written: a nil list as `null`, a zero number as `0`.
+    Never,
+    /// `omitempty`: left out when nil, zero, `""`, or an empty list or map. Structs (not pointers) are always written.
+    Empty,
+    /// `omitzero`: also a struct whose fields are all zero is left out.
+    Zero,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patch {
+    pub merge: bool,
+    pub retain_keys: bool,
+    pub merge_key: Option<Box<str>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proto {
+    pub number: u32,
+    pub wire: Wire,
+    pub repeated: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    Varint,
+    Bytes,
+    Fixed64,
+    Fixed32,
+}

@@ -1,0 +1,8 @@
+//! The Kubernetes API server: HTTP front, authentication, authorization, admission, registry and watch cache.
+
+pub mod admission;
+pub mod authentication;
+pub mod authorization;
+pub mod objects;
+pub mod registry;
+pub mod request;
