@@ -3,6 +3,8 @@
 pub mod admission;
 pub mod authentication;
 pub mod authorization;
+pub mod cache;
 pub mod objects;
 pub mod registry;
 pub mod request;
+pub mod store;

@@ -1,0 +1,246 @@
+//! The watch cache of one resource (upstream: `apiserver/pkg/storage/cacher`).
+//!
+//! An ordered persistent map of the present objects and a ring of recent events. Reading the state is a clone of the map,
+//! which costs nothing; the state at a recent revision is the present map with the later events taken back. One writer
+//! (the [`Feed`]) applies the store's changes in order; lists and watches read.
+
+pub mod event;
+pub mod feed;
+pub mod watchers;
+
+use crate::store::Object;
+use coxswain_storage::Revision;
+pub use event::{Event, EventKind};
+pub use feed::Feed;
+use parking_lot::{Mutex, RwLock};
+use std::collections::VecDeque;
+use std::sync::Arc;
+pub use watchers::{Scope, Watch};
+use watchers::Watchers;
+
+/// Key to object, in key order.
+pub type Objects = imbl::OrdMap<Arc<str>, Arc<Object>>;
+
+/// At most this many events are remembered…
+const RING_EVENTS_MAX: usize = 16_384;
+/// …holding on to at most this many bytes of objects.
+const RING_BYTES_MAX: usize = 48 << 20;
+/// How many states of paged lists are kept, and for how long.
+const SNAPSHOTS_MAX: usize = 64;
+const SNAPSHOT_SECONDS: u64 = 300;
+/// Objects that writers made and the feed has not brought yet.
+const PENDING_MAX: usize = 4096;
+
+/// The state of a resource at one revision.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub objects: Objects,
+    pub revision: Revision,
+}
+
+/// The asked-for revision is older than what the cache remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooOld {
+    pub oldest: Revision,
+}
+
+pub struct Cache {
+    state: RwLock<State>,
+    /// Locked before `state` by whoever needs both.
+    watchers: Mutex<Watchers>,
+    pending: Mutex<Vec<Arc<Object>>>,
+    snapshots: Mutex<VecDeque<(std::time::Instant, Snapshot)>>,
+}
+
+#[derive(Default)]
+struct State {
+    objects: Objects,
+    ring: VecDeque<Arc<Event>>,
+    ring_bytes: usize,
+    /// Every event after this revision is in the ring.
+    floor: Revision,
+    /// The last revision that changed this resource.
+    changed: Revision,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cache {
+    pub fn new() -> Self {
+        Self {
+            state: RwLock::default(),
+            watchers: Mutex::default(),
+            pending: Mutex::default(),
+            snapshots: Mutex::default(),
+        }
+    }
+
+    pub fn get(&self, key: &str) -> Option<Arc<Object>> {
+        self.state.read().objects.get(key).cloned()
+    }
+
+    pub fn len(&self) -> usize {
+        self.state.read().objects.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Moves whenever an object of the resource changes.
+    pub fn changed(&self) -> Revision {
+        self.state.read().changed
+    }
+
+    /// The present state; its revision is at least `progress` (what the feed has delivered to all caches).
+    pub fn snapshot(&self, progress: Revision) -> Snapshot {
+        let state = self.state.read();
+        Snapshot { objects: state.objects.clone(), revision: state.changed.max(progress) }
+    }
+
+    /// The state exactly at `revision`, if it is remembered.
+    pub fn snapshot_at(&self, revision: Revision) -> Result<Snapshot, TooOld> {
+        let kept = self.snapshots.lock().iter().find(|(_, s)| s.revision == revision).map(|(_, s)| s.clone());
+        if let Some(snapshot) = kept {
+            return Ok(snapshot);
+        }
+        let state = self.state.read();
+        if revision < state.floor {
+            return Err(TooOld { oldest: state.floor });
+        }
+        let mut objects = state.objects.clone();
+        for event in state.ring.iter().rev().take_while(|e| e.revision > revision) {
+            match &event.previous {
+                Some(previous) => objects.insert(previous.key.clone(), previous.clone()),
+                None => objects.remove(&*event.object.key),
+            };
+        }
+        Ok(Snapshot { objects, revision })
+    }
+
+    /// Keeps a state for the later pages of a list.
+    pub fn keep(&self, snapshot: &Snapshot) {
+        let now = std::time::Instant::now();
+        let mut kept = self.snapshots.lock();
+        kept.retain(|(at, s)| at.elapsed().as_secs() < SNAPSHOT_SECONDS && s.revision != snapshot.revision);
+        if kept.len() == SNAPSHOTS_MAX {
+            kept.pop_front();
+        }
+        kept.push_back((now, snapshot.clone()));
+    }
+
+    /// Everything after `since` that concerns `scope`, then what comes.
+    pub fn watch_since(self: &Arc<Self>, scope: Scope, since: Revision) -> Result<(Vec<Arc<Event>>, Watch), TooOld> {
+        let mut watchers = self.watchers.lock();
+        let state = self.state.read();
+        if since < state.floor {
+            return Err(TooOld { oldest: state.floor });
+        }
+        let first = state.ring.partition_point(|e| e.revision <= since);
+        let backlog = state.ring.range(first..).filter(|e| scope.covers(e)).cloned().collect();
+        Ok((backlog, watchers.add(scope, self)))
+    }
+
+    /// The present state, then what comes after it.
+    pub fn watch_from_state(self: &Arc<Self>, scope: Scope, progress: Revision) -> (Snapshot, Watch) {
+        let mut watchers = self.watchers.lock();
+        let snapshot = self.snapshot(progress);
+        (snapshot, watchers.add(scope, self))
+    }
+
+    pub(crate) fn unwatch(&self, scope: &Scope, id: u64) {
+        self.watchers.lock().remove(scope, id);
+    }
+
+    /// Ends every open watch: the resource is no longer served.
+    pub(crate) fn end_watches(&self) {
+        self.watchers.lock().end_all();
+    }
+
+    /// How many watches are open.
+    pub fn watch_count(&self) -> usize {
+        self.watchers.lock().len()
+    }
+
+    /// Takes the object that a writer made of its own commit, or gives the one that the feed has brought meanwhile.
+    pub fn adopt(&self, key: &str, revision: Revision, make: impl FnOnce() -> Object) -> Arc<Object> {
+        {
+            let state = self.state.read();
+            if let Some(object) = state.objects.get(key).filter(|o| o.revision == revision) {
+                return object.clone();
+            }
+        }
+        let object = Arc::new(make());
+        let mut pending = self.pending.lock();
+        // Full only when the feed stands still; then the feed makes its own object later.
+        if pending.len() < PENDING_MAX {
+            pending.push(object.clone());
+        }
+        object
+    }
+
+    fn take_pending(&self, key: &str, revision: Revision) -> Option<Arc<Object>> {
+        let mut pending = self.pending.lock();
+        let found = pending.iter().position(|o| o.revision == revision && *o.key == *key);
+        let object = found.map(|i| pending.swap_remove(i));
+        pending.retain(|o| o.revision > revision);
+        object
+    }
+
+    /// Fills the cache anew, at first or after the feed lost its place; open watches end, as their clients must list again.
+    pub(crate) fn reset(&self, objects: Objects, revision: Revision) {
+        let mut watchers = self.watchers.lock();
+        let mut state = self.state.write();
+        assert!(revision >= state.changed, "the watch cache would go back");
+        *state = State { objects, floor: revision, changed: revision, ..State::default() };
+        watchers.end_all();
+    }
+
+    /// Applies the changes of one revision: a new object for each key, none where the key was deleted.
+    pub(crate) fn apply(&self, revision: Revision, changes: Vec<(Arc<str>, Option<Arc<Object>>)>) {
+        let mut watchers = self.watchers.lock();
+        let mut events = Vec::with_capacity(changes.len());
+        {
+            let mut state = self.state.write();
+            assert!(revision > state.changed, "the store delivered {revision} after {}", state.changed);
+            state.changed = revision;
+            for (key, object) in changes {
+                let event = match object {
+                    Some(object) => {
+                        let previous = state.objects.insert(key, object.clone());
+                        let kind = if previous.is_some() { EventKind::Modified } else { EventKind::Added };
+                        Event::new(revision, kind, object, previous)
+                    }
+                    None => match state.objects.remove(&*key) {
+                        Some(previous) => {
+                            let last = Arc::new(previous.at(revision));
+                            Event::new(revision, EventKind::Deleted, last, Some(previous))
+                        }
+                        None => continue,
+                    },
+                };
+                let event = Arc::new(event);
+                state.ring_bytes += event.size();
+                state.ring.push_back(event.clone());
+                events.push(event);
+            }
+            while state.ring.len() > RING_EVENTS_MAX || state.ring_bytes > RING_BYTES_MAX {
+                let Some(dropped) = state.ring.pop_front() else { break };
+                state.ring_bytes -= dropped.size();
+                state.floor = dropped.revision;
+            }
+            // Events of one revision are dropped together, or a watch from the one before would miss a part.
+            while state.ring.front().is_some_and(|e| e.revision == state.floor) {
+                let dropped = state.ring.pop_front().expect("the front was just seen");
+                state.ring_bytes -= dropped.size();
+            }
+        }
+        for event in &events {
+            watchers.send(event);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The feed: one stream of the store's changes, dispatched to the caches (upstream: a reflector per resource).
+//!
+//! One stream for all resources means one order and one measure of progress: when the feed has reached a revision, every
+//! cache has, whether or not its resource changed. So a consistent read of any resource waits for one number.
+
+use super::Objects;
+use crate::store::{Object, Store, storage_status};
+use arc_swap::ArcSwap;
+use coxswain_api::Status;
+use coxswain_api::status::{Cause, Details};
+use coxswain_storage::{Changes, ListOptions, Revision, Storage};
+use futures::StreamExt;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Entries read in one go when a cache is filled.
+const FILL_PAGE: usize = 2000;
+/// How long a reader waits for a revision (upstream: `blockTimeout` of the cacher).
+const REACH_SECONDS: u64 = 3;
+const ROOT: &str = "/registry/";
+
+pub struct Feed {
+    storage: Arc<dyn Storage>,
+    /// By key prefix.
+    stores: ArcSwap<HashMap<Box<str>, Arc<Store>>>,
+    progress: watch::Sender<Revision>,
+    /// Held while changes are applied, and by whoever adds or removes a resource.
+    gate: tokio::sync::Mutex<()>,
+}
+
+impl Feed {
+    pub fn new(storage: Arc<dyn Storage>) -> Arc<Self> {
+        Arc::new(Self {
+            storage,
+            stores: ArcSwap::default(),
+            progress: watch::Sender::new(Revision(0)),
+            gate: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// The revision that every cache has reached.
+    pub fn progress(&self) -> Revision {
+        *self.progress.borrow()
+    }
+
+    /// Wakes whenever the caches have reached a further revision.
+    pub fn subscribe(&self) -> watch::Receiver<Revision> {
+        self.progress.subscribe()
+    }
+
+    /// Waits until every cache has reached `revision`; upstream's refusal if that takes too long.
+    pub async fn reach(&self, revision: Revision) -> Result<Revision, Status> {
+        let now = self.progress();
+        if now >= revision {
+            return Ok(now);
+        }
+        let mut progress = self.progress.subscribe();
+        let wait = progress.wait_for(|p| *p >= revision);
+        match tokio::time::timeout(Duration::from_secs(REACH_SECONDS), wait).await {
+            Ok(Ok(reached)) => Ok(*reached),
+            _ => Err(too_large_resource_version(revision, self.progress())),
+        }
+    }
+
+    /// Fills the caches of `stores` and follows the store from there. The feed lives as long as the returned task.
+    pub async fn start(self: &Arc<Self>, stores: Vec<Arc<Store>>) -> Result<tokio::task::JoinHandle<()>, Status> {
+        let gate = self.gate.lock().await;
+        let revision = self.storage.current_revision().await.map_err(storage_status)?;
+        for store in &stores {
+            self.fill(store, revision).await?;
+        }
+        self.stores.store(Arc::new(stores.into_iter().map(|s| (s.prefix().into(), s)).collect()));
+        self.progress.send_replace(revision);
+        drop(gate);
+        let feed = self.clone();
+        Ok(tokio::spawn(async move { feed.run().await }))
+    }
+
+    /// Adds a resource while the feed runs (a CustomResourceDefinition).
+    pub async fn add(&self, store: Arc<Store>) -> Result<(), Status> {
+        let _gate = self.gate.lock().await;
+        self.fill(&store, self.progress()).await?;
+        let mut stores = HashMap::clone(&self.stores.load());
+        stores.insert(store.prefix().into(), store);
+        self.stores.store(Arc::new(stores));
+        Ok(())
+    }
+
+    /// Removes a resource; its open watches end.
+    pub async fn remove(&self, prefix: &str) {
+        let _gate = self.gate.lock().await;
+        let mut stores = HashMap::clone(&self.stores.load());
+        if let Some(store) = stores.remove(prefix) {
+            store.cache().end_watches();
+        }
+        self.stores.store(Arc::new(stores));
+    }
+
+    async fn fill(&self, store: &Arc<Store>, revision: Revision) -> Result<(), Status> {
+        let mut objects = Objects::new();
+        let mut from = None;
+        loop {
+            let options = ListOptions { at: Some(revision), limit: Some(FILL_PAGE), from };
+            let page = self.storage.list(store.prefix(), options).await.map_err(storage_status)?;
+            for entry in page.entries {
+                let key = entry.key.clone();
+                match store.parse(entry) {
+                    Ok(object) => {
+                        objects.insert(key, Arc::new(object));
+                    }
+                    // One unreadable object must not keep the server from starting.
+                    Err(status) => tracing::error!(%key, %status, "skipped an object that cannot be read"),
+                }
+            }
+            from = page.next;
+            if from.is_none() {
+                store.cache().reset(objects, revision);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Follows the store; after a failure it begins again, from where it was if the store still knows that revision.
+    async fn run(self: Arc<Self>) {
+        loop {
+            match self.follow().await {
+                Ok(()) => tracing::warn!("the store ended its stream of changes"),
+                Err(coxswain_storage::Error::Compacted { .. }) => {
+                    if let Err(status) = self.refill().await {
+                        tracing::error!(%status, "the watch caches could not be filled anew");
+                    }
+                }
+                Err(error) => tracing::error!(%error, "the stream of changes broke"),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn refill(&self) -> Result<(), Status> {
+        let _gate = self.gate.lock().await;
+        let revision = self.storage.current_revision().await.map_err(storage_status)?;
+        for store in self.stores.load().values() {
+            self.fill(store, revision).await?;
+        }
+        self.progress.send_replace(revision);
+        Ok(())
+    }
+
+    async fn follow(&self) -> Result<(), coxswain_storage::Error> {
+        let mut stream = self.storage.changes(ROOT, self.progress()).await?;
+        while let Some(changes) = stream.next().await {
+            let changes = changes?;
+            let _gate = self.gate.lock().await;
+            let revision = changes.revision;
+            self.dispatch(changes);
+            if revision > self.progress() {
+                self.progress.send_replace(revision);
+            }
+        }
+        Ok(())
+    }
+
+    fn dispatch(&self, changes: Changes) {
+        let revision = changes.revision;
+        let stores = self.stores.load();
+        let mut touched: Vec<(&Arc<Store>, Vec<(Arc<str>, Option<Arc<Object>>)>)> = Vec::new();
+        for change in changes.changes {
+            let Some(store) = store_of(&stores, &change.key) else { continue };
+            let object = match change.value {
+                None => None,
+                Some(entry) => match store.cache().take_pending(&change.key, revision) {
+                    Some(object) => Some(object),
+                    None => match store.parse(entry) {
+                        Ok(object) => Some(Arc::new(object)),
+                        Err(status) => {
+                            tracing::error!(key = %change.key, %status, "skipped a change that cannot be read");
+                            continue;
+                        }
+                    },
+                },
+            };
+            match touched.iter_mut().find(|(s, _)| Arc::ptr_eq(s, store)) {
+                Some((_, list)) => list.push((change.key, object)),
+                None => touched.push((store, vec![(change.key, object)])),
+            }
+        }
+        for (store, list) in touched {
+            store.cache().apply(revision, list);
+        }
+    }
+}
+
+/// A resource's prefix has one or two parts after the root.
+fn store_of<'a>(stores: &'a HashMap<Box<str>, Arc<Store>>, key: &str) -> Option<&'a Arc<Store>> {
+    let mut slashes = memchr::memchr_iter(b'/', &key.as_bytes()[ROOT.len()..]);
+    let first = ROOT.len() + slashes.next()?;
+    let second = slashes.next().map(|at| ROOT.len() + at);
+    second.and_then(|at| stores.get(&key[..=at])).or_else(|| stores.get(&key[..=first]))
+}
+
+/// Upstream's refusal of a resourceVersion that the server has not reached.
+pub fn too_large_resource_version(asked: Revision, current: Revision) -> Status {
+    let mut status = Status::timeout(format!("Too large resource version: {asked}, current: {current}"), 1);
+    let cause = Cause {
+        reason: "ResourceVersionTooLarge".into(),
+        message: "Too large resource version".into(),
+        field: String::new(),
+    };
+    status.details = Some(Box::new(Details { causes: vec![cause], retry_after_seconds: 1, ..Details::default() }));
+    status
+}
