@@ -7,4 +7,5 @@ pub mod cache;
 pub mod objects;
 pub mod registry;
 pub mod request;
+pub mod resources;
 pub mod store;
