@@ -6,9 +6,13 @@
 
 pub mod catalogue;
 pub mod field;
+pub mod intstr;
 pub mod names;
+pub mod quantity;
 pub mod schema;
+pub mod selector;
 pub mod status;
+pub mod time;
 
 pub use serde_json::{Map, Value, json};
 pub use status::Status;
