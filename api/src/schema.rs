@@ -1,13 +1,17 @@
 //! The schema of a kind: one type for built-in and custom resources (upstream: struct tags and markers, and
 //! `structural-merge-diff`'s typed schema).
 //!
-//! The built-in schemas come from one table (`schema/table.rs`); a CustomResourceDefinition brings its own, made of the
+//! The built-in schemas come from one table (`data/schema.tsv`, read by `schema/table.rs`; see [`builtin`]); a CustomResourceDefinition brings its own, made of the
 //! same types. Codecs, defaults, patches, field sets and OpenAPI all read a schema, and nothing else knows fields by name.
+
+mod table;
 
 use serde_json::Value;
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
+
+pub use table::{Named, Schemas, builtin};
 
 /// The type of a value in a tree.
 #[derive(Clone, Debug)]
@@ -51,8 +55,14 @@ pub enum AnyKind {
     RawExtension,
     /// `metav1.FieldsV1`.
     FieldsV1,
-    /// `apiextensionsv1.JSON`, `JSONSchemaPropsOrBool` and their like.
+    /// `apiextensionsv1.JSON`.
     Json,
+    /// `apiextensionsv1.JSONSchemaPropsOrArray`: a schema or a list of schemas, whose fields codecs know.
+    SchemaOrArray,
+    /// `apiextensionsv1.JSONSchemaPropsOrBool`.
+    SchemaOrBool,
+    /// `apiextensionsv1.JSONSchemaPropsOrStringArray`.
+    SchemaOrStrings,
     /// A custom resource's value of unknown shape.
     Unknown,
 }
@@ -135,17 +145,29 @@ pub struct Struct {
     pub preserve_unknown: bool,
     /// Inlined embedded structs are already flattened in.
     pub fields: Vec<Field>,
+    /// The type's own markers with no field here (`+union`, `+k8s:supportsSubresource=…`).
+    pub markers: Vec<Box<str>>,
     by_name: HashMap<Box<str>, u16>,
 }
 
 impl Struct {
     pub fn new(name: impl Into<Box<str>>, fields: Vec<Field>) -> Self {
         let by_name = fields.iter().enumerate().map(|(i, f)| (f.name.clone(), i as u16)).collect();
-        Self { name: name.into(), atomic: false, preserve_unknown: false, fields, by_name }
+        Self { name: name.into(), atomic: false, preserve_unknown: false, fields, markers: Vec::new(), by_name }
     }
 
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.by_name.get(name).map(|&i| &self.fields[i as usize])
+        self.position(name).map(|i| &self.fields[i])
+    }
+
+    /// Where a field stands in the order of encoding.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).map(|&i| i as usize)
+    }
+
+    /// The name of the Go type, such as `PodSpec`.
+    pub fn type_name(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or_default()
     }
 }
 
@@ -155,6 +177,11 @@ pub struct Field {
     /// The JSON name.
     pub name: Box<str>,
     pub ty: Type,
+    /// The Go type as the table has it, such as `*core.v1.Affinity` or `[]core.v1.Container`: it names the enums of the
+    /// leaves, and messages about values of the wrong type show it. Empty for custom resources.
+    pub type_name: &'static str,
+    /// A struct that merging replaces as a whole in this place (`x-kubernetes-map-type: atomic` at the field).
+    pub atomic: bool,
     /// A Go pointer: absent and zero differ.
     pub pointer: bool,
     /// When an encoder leaves the field out.
@@ -173,6 +200,26 @@ pub struct Field {
     pub markers: Vec<Box<str>>,
 }
 
+impl Field {
+    /// An optional field with `omitempty` and nothing special about it.
+    pub fn new(name: impl Into<Box<str>>, ty: Type) -> Self {
+        Self {
+            name: name.into(),
+            ty,
+            type_name: "",
+            atomic: false,
+            pointer: false,
+            omit: Omit::Empty,
+            required: false,
+            nullable: false,
+            default: None,
+            patch: Patch::default(),
+            proto: None,
+            markers: Vec::new(),
+        }
+    }
+}
+
 /// When an encoder leaves a field out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Omit {
@@ -187,21 +234,19 @@ pub enum Omit {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
     pub merge: bool,
+    /// `replace`, said outright.
+    pub replace: bool,
     pub retain_keys: bool,
     pub merge_key: Option<Box<str>>,
 }
 
+/// How protobuf encodes a field. The wire type and whether it repeats follow from the type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proto {
     pub number: u32,
-    pub wire: Wire,
-    pub repeated: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wire {
-    Varint,
-    Bytes,
-    Fixed64,
-    Fixed32,
+    /// The numbers of the embedded messages around the field, outermost first, zero where there is none: JSON has them
+    /// flattened, protobuf does not (`Volume` holds its `VolumeSource` as message 2).
+    pub via: [u32; 2],
+    /// The list is a message with one repeated field (`Verbs`, `ExtraValue`).
+    pub wrapped: bool,
 }
