@@ -3,6 +3,12 @@
 //! The whole store has one order of revisions. A commit is atomic, expects a revision of every key it touches, and is
 //! durable when it returns. See [`Storage`] for the contract; `contract::run` checks it against any backend.
 
+#[cfg(test)]
+mod contract;
+pub mod embedded;
+
+pub use embedded::Embedded;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -141,6 +147,10 @@ pub trait Storage: Send + Sync + 'static {
     /// this prefix for a second, so that readers know how far they have seen. A consumer that falls too far behind gets
     /// `Compacted`.
     async fn changes(&self, prefix: &str, after: Revision) -> Result<BoxStream<'static, Result<Changes>>>;
+
+    /// Has every reader of changes told, without delay, how far it has seen: for a reader that must know that it has
+    /// reached the store's present revision (upstream: etcd's progress request).
+    async fn request_progress(&self) -> Result<()>;
 
     /// Forgets what is older than `revision`: reads before it fail with `Compacted`.
     async fn compact(&self, revision: Revision) -> Result<()>;
