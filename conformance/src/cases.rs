@@ -1,0 +1,29 @@
+//! The table of cases. Order is the order of running.
+
+mod first_light;
+
+use crate::harness::Case;
+
+macro_rules! cases {
+    ($($group:literal: $module:ident { $($name:ident),* $(,)? })*) => {
+        &[$($(Case { group: $group, name: stringify!($name), run: |sandbox| Box::pin($module::$name(sandbox)) },)*)*]
+    };
+}
+
+pub const ALL: &[Case] = cases! {
+    "first-light": first_light {
+        a_deployment_becomes_running_pods_behind_a_service,
+        configuration_reaches_the_containers,
+        kubectl_shows_what_upstream_shows,
+        logs_are_followed_and_limited,
+        exec_carries_input_output_and_exit_codes,
+        files_are_copied_both_ways,
+        ports_are_forwarded,
+        a_rolling_update_fails_no_request,
+        a_deleted_pod_is_replaced,
+        a_killed_container_is_restarted_with_back_off,
+        broken_pods_say_why,
+        a_cordoned_node_takes_no_pods,
+        a_deleted_namespace_takes_everything_with_it,
+    }
+};

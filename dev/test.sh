@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# All tests: formatting, lints and unit tests first, then the suites that need a whole cluster, each in namespaces of its own.
+#
+#   dev/test.sh [unit|cluster]…     only these parts
+set -euo pipefail
+cd "$(dirname "$0")/.."
+parts=${*:-unit cluster}
+step() { printf '\n== %s\n' "$*"; }
+
+if [[ $parts == *unit* ]]; then
+    step "Formatting"
+    cargo fmt --all --check
+    step "Unit tests"
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --workspace
+    else
+        cargo test --workspace --quiet
+    fi
+fi
+
+if [[ $parts == *cluster* ]]; then
+    step "Building the cluster and its images"
+    cargo build --workspace
+    make --no-print-directory images
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "The cluster tests need root for network namespaces and containers: run them with sudo." >&2
+        exit 1
+    fi
+    kubectls=()
+    for kubectl in .cache/bin/kubectl-*; do kubectls+=(--kubectl "$PWD/$kubectl"); done
+    step "A Deployment, from kubectl to running containers behind a Service"
+    dev/in-namespace.sh dev/with-cluster.sh target/debug/conformance --group first-light "${kubectls[@]}"
+fi
