@@ -23,6 +23,8 @@ mod committer;
 mod disk;
 mod feed;
 mod record;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use crate::{Changes, Entry, Error, ListOptions, Op, Page, Result, Revision, Storage, Write};
