@@ -8,6 +8,7 @@ pub mod catalogue;
 pub mod field;
 pub mod intstr;
 pub mod names;
+pub mod patch;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
