@@ -24,12 +24,15 @@ pub struct Status {
     pub code: u16,
 }
 
-/// `metav1.ListMeta`, always empty in a failure.
+/// `metav1.ListMeta`, empty in nearly every failure.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ListMeta {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub resource_version: String,
+    /// Where a list may go on although its revision is gone.
+    #[serde(default, rename = "continue", skip_serializing_if = "String::is_empty")]
+    pub continue_token: String,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
