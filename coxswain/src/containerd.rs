@@ -98,11 +98,7 @@ pub struct Containerd {
 
 impl Containerd {
     pub fn new(data_dir: &Path) -> Self {
-        Self {
-            root: data_dir.join("containerd"),
-            run: run_dir(data_dir),
-            cni_conf: data_dir.join("cni/net.d"),
-        }
+        Self { root: data_dir.join("containerd"), run: run_dir(data_dir), cni_conf: data_dir.join("cni/net.d") }
     }
 
     pub fn socket(&self) -> PathBuf {

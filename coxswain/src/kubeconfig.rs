@@ -58,7 +58,8 @@ mod tests {
     fn merging_keeps_what_is_not_ours() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config");
-        std::fs::write(&path, "current-context: work\ncontexts: [{name: work, context: {cluster: w, user: w}}]\n").unwrap();
+        std::fs::write(&path, "current-context: work\ncontexts: [{name: work, context: {cluster: w, user: w}}]\n")
+            .unwrap();
         let ours = json!({"contexts": [{"name": "coxswain", "context": {"cluster": "coxswain", "user": "admin"}}]});
         merge_into(&path, &ours).unwrap();
         merge_into(&path, &ours).unwrap();

@@ -153,7 +153,6 @@ fn distinguished(common_name: &str, organizations: &[String]) -> DistinguishedNa
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
 
-
     for organization in organizations {
         name.push(DnType::OrganizationName, organization.as_str());
     }
