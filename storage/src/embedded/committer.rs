@@ -2,7 +2,7 @@
 //! makes the group durable with one sync, publishes it, and then answers everybody. Between groups it does the store's
 //! housekeeping, in steps small enough that no writer notices: deleting what has expired, forgetting old history.
 
-use super::disk::Disk;
+use super::disk::{Disk, free_bytes};
 use super::feed::Feed;
 use super::record::{ChangeRecord, State, change_key, expiry_key, parse_change_key, parse_expiry_key};
 use super::view::View;
@@ -24,6 +24,8 @@ const EXPIRE_STEP: usize = 100;
 const PRUNE_STEP: usize = 256;
 /// How long an engine that has failed is left alone before it is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+/// Room that there must be on a disk that was full before the engine is opened again, which writes a little.
+const REOPEN_BYTES: u64 = 16 << 20;
 
 pub struct Pending {
     pub batch: Vec<Write>,
@@ -51,7 +53,14 @@ pub struct Committer {
     pub pruned: Revision,
     pub clock: Clock,
     pub watermark: Revision,
-    pub failed: Option<Instant>,
+    /// The engine has failed to write and takes no more, though it still reads.
+    pub failed: Option<Failure>,
+}
+
+pub struct Failure {
+    /// When it happened, or was last tried to be mended.
+    at: Instant,
+    no_space: bool,
 }
 
 /// Wall-clock time that never goes back, so that what expires later also sorts later.
@@ -161,7 +170,7 @@ impl Committer {
             Ok(view) => view,
             Err(error) => return batches.iter().map(|_| Err(copy(&error))).collect(),
         };
-        let free = view.disk.free_bytes().unwrap_or(u64::MAX);
+        let free = free_bytes(&self.directory).unwrap_or(u64::MAX);
         let (revision, now) = (view.revision, self.clock.now());
         let mut group = Group {
             view,
@@ -173,16 +182,18 @@ impl Committer {
         };
         let mut results: Vec<Result<Revision>> = Vec::with_capacity(batches.len());
         for batch in batches {
-            let room = self.check_room(free, &batch, &group.view.disk);
+            let room = self.check_room(free, &batch);
             results.push(room.and_then(|()| group.apply(batch)));
         }
         if group.commits.is_empty() {
             return results;
         }
         if let Err(error) = self.write(&group) {
-            self.failed = Some(Instant::now());
             tracing::error!(%error, "a group of commits could not be written");
-            return results.iter().map(|_| Err(copy(&error))).collect();
+            self.fail(&error);
+            // What of it has reached the disk shows when the directory is opened again.
+            let unknown = Error::Unavailable { operation: "commit", source: error.into() };
+            return results.iter().map(|_| Err(copy(&unknown))).collect();
         }
         let Group { view, revision, commits, .. } = group;
         self.publish(&view, revision, view.compacted);
@@ -191,7 +202,7 @@ impl Committer {
     }
 
     /// A disk that is nearly full takes no more values, but deletions go on for a while, since they make room.
-    fn check_room(&self, free: u64, batch: &[Write], disk: &Disk) -> Result<()> {
+    fn check_room(&self, free: u64, batch: &[Write]) -> Result<()> {
         let deletes_only = batch.iter().all(|w| matches!(w.op, Op::Delete));
         let reserve = if deletes_only { self.options.reserve_bytes / 4 } else { self.options.reserve_bytes };
         if free >= reserve {
@@ -199,7 +210,7 @@ impl Committer {
         }
         Err(Error::NoSpace(format!(
             "{free} bytes are free at {}, {reserve} are held in reserve",
-            disk.directory.display()
+            self.directory.display()
         )))
     }
 
@@ -230,15 +241,25 @@ impl Committer {
         self.published.set(View { disk: old.disk.clone(), snapshot, revision, compacted });
     }
 
-    /// After a failed write the engine takes no more. What of the group reached the disk is unknown, so the directory is
-    /// opened again and tells.
+    fn fail(&mut self, error: &Error) {
+        self.failed = Some(Failure { at: Instant::now(), no_space: matches!(error, Error::NoSpace(_)) });
+    }
+
+    /// After a failed write the directory is opened again, but not before that can succeed: until then the old view is
+    /// read.
     fn healthy_view(&mut self) -> Result<Arc<View>> {
-        let Some(failed) = self.failed else { return self.published.now() };
-        if failed.elapsed() < REOPEN_PAUSE {
+        let Some(failure) = &mut self.failed else { return self.published.now() };
+        if failure.no_space {
+            let free = free_bytes(&self.directory).unwrap_or(0);
+            if free < REOPEN_BYTES.max(self.options.reserve_bytes) {
+                return Err(Error::NoSpace(format!("{free} bytes are free at {}", self.directory.display())));
+            }
+        }
+        if failure.at.elapsed() < REOPEN_PAUSE {
             let source = "a write has failed; the data directory is opened again shortly".into();
             return Err(Error::Unavailable { operation: "commit", source });
         }
-        self.failed = Some(Instant::now());
+        failure.at = Instant::now();
         self.published.reopen(|| Disk::open(&self.directory, &self.options))?;
         let view = self.published.now()?;
         self.feed.skip_to(view.revision);
@@ -260,8 +281,9 @@ impl Committer {
         let mut batch = disk.database.batch().durability(Some(PersistMode::SyncData));
         batch.insert(&disk.meta, "compacted", revision.0.to_le_bytes());
         if let Err(e) = batch.commit() {
-            self.failed = Some(Instant::now());
-            return Err(disk.error("compact", "meta", e));
+            let error = disk.error("compact", "meta", e);
+            self.fail(&error);
+            return Err(error);
         }
         self.publish(&view, view.revision, revision);
         Ok(())
@@ -348,8 +370,9 @@ impl Committer {
         batch.insert(&disk.meta, "compacted", compacted.0.to_le_bytes());
         batch.insert(&disk.meta, "pruned", last.0.to_le_bytes());
         if let Err(e) = batch.commit() {
-            self.failed = Some(Instant::now());
-            return Err(disk.error("compact", "journal", e));
+            let error = disk.error("compact", "journal", e);
+            self.fail(&error);
+            return Err(error);
         }
         self.pruned = last;
         self.publish(&view, view.revision, compacted);

@@ -126,12 +126,6 @@ impl Disk {
         Ok(Revision(if complement == !revision { revision } else { 0 }))
     }
 
-    /// Bytes that may still be written.
-    pub fn free_bytes(&self) -> std::io::Result<u64> {
-        let stat = nix::sys::statvfs::statvfs(&self.directory)?;
-        Ok(stat.blocks_available() * stat.fragment_size())
-    }
-
     pub fn place(&self, keyspace: &str) -> String {
         format!("{} ({keyspace})", self.directory.display())
     }
@@ -143,6 +137,12 @@ impl Disk {
     pub fn error(&self, operation: &'static str, keyspace: &str, error: fjall::Error) -> Error {
         engine_error(operation, &self.directory, keyspace, error)
     }
+}
+
+/// Bytes that may still be written to the disk of a directory.
+pub fn free_bytes(directory: &Path) -> std::io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(directory)?;
+    Ok(stat.blocks_available() * stat.fragment_size())
 }
 
 fn engine_error(operation: &'static str, directory: &Path, what: &str, error: fjall::Error) -> Error {
