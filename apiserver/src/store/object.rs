@@ -100,6 +100,19 @@ impl Object {
         self.line.clone()
     }
 
+    /// The `metadata` with its braces.
+    pub fn metadata_json(&self) -> &[u8] {
+        let json = self.json();
+        metadata_open(json)
+            .and_then(|open| Some(&json[open..skip_value(json, open)?]))
+            .unwrap_or(b"{}")
+    }
+
+    /// The object as an item of a list: without its kind, which the list names.
+    pub fn write_item(&self, out: &mut Vec<u8>) {
+        write_item(self.json(), out);
+    }
+
     /// Empty for cluster-wide objects.
     pub fn namespace(&self) -> &str {
         let path = &self.key[self.prefix as usize..];
@@ -168,10 +181,44 @@ impl std::fmt::Debug for Object {
     }
 }
 
+/// Writes a tree with `kind`, `apiVersion` and `metadata` first, as upstream's encoder orders them.
+pub fn write_json(tree: &Value, out: &mut Vec<u8>) {
+    const LEADING: [&str; 3] = ["kind", "apiVersion", "metadata"];
+    let Some(map) = tree.as_object() else {
+        return serde_json::to_writer(out, tree).expect("writing to memory does not fail");
+    };
+    let leading = LEADING.iter().filter_map(|k| Some((*k, map.get(*k)?)));
+    let others = map.iter().filter(|(k, _)| !LEADING.contains(&k.as_str())).map(|(k, v)| (k.as_str(), v));
+    out.push(b'{');
+    for (i, (key, value)) in leading.chain(others).enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut *out, key).expect("writing to memory does not fail");
+        out.push(b':');
+        serde_json::to_writer(&mut *out, value).expect("writing to memory does not fail");
+    }
+    out.push(b'}');
+}
+
+/// Writes an encoded object without the `kind` and `apiVersion` it begins with.
+pub fn write_item(json: &[u8], out: &mut Vec<u8>) {
+    out.push(b'{');
+    let mut at = 1;
+    while let Some(key_end) = skip_value(json, at).filter(|_| json.get(at) == Some(&b'"')) {
+        if !matches!(&json[at..key_end], b"\"kind\"" | b"\"apiVersion\"") {
+            break;
+        }
+        let Some(end) = skip_value(json, key_end + 1) else { break };
+        at = if json.get(end) == Some(&b',') { end + 1 } else { end };
+    }
+    out.extend_from_slice(&json[at..]);
+}
+
 /// The stored form: JSON of the hub version without `metadata.resourceVersion`.
 pub fn stored_bytes(object: &Value, schema: &StructRef) -> Bytes {
-    let _ = schema;
-    let mut out = serde_json::to_vec(object).expect("a tree has only text keys");
+    let mut out = Vec::with_capacity(1024);
+    crate::convert::write(object, schema, &mut out);
     if let Some(span) = version_span(&out) {
         out.drain(span);
     }

@@ -1,0 +1,459 @@
+//! Objects and lists in the form a client asked for (upstream: `endpoints/handlers/response.go` and `rest.go`).
+//!
+//! The common form, JSON of the hub version, is bytes that exist already: they are handed out or spliced together. Any other
+//! form is made of the tree on demand, and kept beside the object where several clients are likely to want it.
+
+use crate::negotiate::{Accepted, Media, Shape};
+use crate::registry::options::Query;
+use crate::registry::table;
+use crate::resources::Served;
+use crate::respond::{Answer, Body, answer, json_line, pretty_line};
+use crate::store::Object;
+use crate::store::object::Form;
+use bytes::{Bytes, BytesMut};
+use coxswain_api::schema::StructRef;
+use coxswain_api::{Map, Status, Value, json};
+use coxswain_storage::Revision;
+use http::StatusCode;
+use std::sync::Arc;
+
+/// Lists above this size are made while they are sent.
+const STREAM_BYTES_MIN: usize = 512 * 1024;
+/// About the size of a piece of a streamed list.
+const PIECE_BYTES: usize = 128 * 1024;
+
+/// `metav1.ListMeta`.
+#[derive(Clone, Debug, Default)]
+pub struct ListMeta {
+    pub revision: Revision,
+    pub continue_token: Option<String>,
+    pub remaining: Option<u64>,
+}
+
+impl ListMeta {
+    fn tree(&self) -> Value {
+        let mut meta = Map::new();
+        meta.insert("resourceVersion".into(), self.revision.to_string().into());
+        if let Some(token) = &self.continue_token {
+            meta.insert("continue".into(), token.clone().into());
+        }
+        if let Some(remaining) = self.remaining {
+            meta.insert("remainingItemCount".into(), remaining.into());
+        }
+        Value::Object(meta)
+    }
+}
+
+/// What a Table's rows carry beside their cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Include {
+    Metadata,
+    None,
+    Object,
+}
+
+/// How the objects of one resource are written for one client.
+#[derive(Clone)]
+pub struct Encoder {
+    pub served: Arc<Served>,
+    pub accepted: Accepted,
+    pub include: Include,
+    pub now: jiff::Timestamp,
+}
+
+impl Encoder {
+    pub fn new(served: Arc<Served>, accepted: Accepted, query: &Query, now: jiff::Timestamp) -> Result<Self, Status> {
+        let include = match query.first("includeObject").unwrap_or_default() {
+            "" | "Metadata" => Include::Metadata,
+            "None" => Include::None,
+            "Object" => Include::Object,
+            other if matches!(accepted.shape, Shape::Table(_)) => {
+                let what = coxswain_api::field::go_quote(other);
+                return Err(Status::bad_request(format!(
+                    "includeObject: Invalid value: {what}: must be 'Metadata', 'Object', 'None', or empty"
+                )));
+            }
+            _ => Include::Metadata,
+        };
+        Ok(Self { served, accepted, include, now })
+    }
+
+    fn schema(&self) -> &StructRef {
+        &self.served.ty.schema
+    }
+
+    /// Whether the stored bytes are what the client gets.
+    fn is_plain(&self) -> bool {
+        self.accepted.media == Media::Json && !self.accepted.pretty && self.served.is_hub()
+    }
+
+    /// Whether a watch event is the line that [`crate::cache::Event`] keeps.
+    pub fn sends_plain_lines(&self) -> bool {
+        self.is_plain() && self.accepted.shape == Shape::Object
+    }
+
+    /// An object's tree in the version of this resource.
+    pub fn tree(&self, object: &Object) -> Result<Value, Status> {
+        self.converted(object.to_tree())
+    }
+
+    /// A hub tree in the version of this resource.
+    pub fn converted(&self, hub: Value) -> Result<Value, Status> {
+        crate::convert::from_hub(&self.served, hub)
+    }
+
+    /// JSON of an object in the version of this resource, without newline.
+    fn json(&self, object: &Object) -> Result<Bytes, Status> {
+        if self.served.is_hub() {
+            return Ok(object.json_bytes());
+        }
+        let form = Form { version: self.version(), media: "json", shape: "object" };
+        object.form(form, || {
+            let mut out = Vec::new();
+            crate::convert::write(&self.tree(object)?, self.schema(), &mut out);
+            Ok(out.into())
+        })
+    }
+
+    fn version(&self) -> Arc<str> {
+        // Group and version: events are served by two groups.
+        self.served.ty.group_version.api_version().into()
+    }
+
+    /// The answer that carries one object.
+    pub fn object(&self, object: &Object, code: StatusCode) -> Result<Answer, Status> {
+        Ok(answer(code, self.accepted.media.content_type(), self.object_bytes(object)?))
+    }
+
+    /// An object in the negotiated form, as a whole document.
+    pub fn object_bytes(&self, object: &Object) -> Result<Bytes, Status> {
+        match self.accepted.shape {
+            Shape::Object if self.is_plain() => Ok(object.line()),
+            Shape::Object if self.accepted.media == Media::Protobuf => {
+                let form = Form { version: self.version(), media: "protobuf", shape: "object" };
+                object.form(form, || self.whole(&self.tree(object)?))
+            }
+            Shape::Object => self.whole(&self.tree(object)?),
+            Shape::Partial(version) if self.accepted.media == Media::Json && !self.accepted.pretty => {
+                let mut out = partial_bytes(object.metadata_json(), version);
+                out.push(b'\n');
+                Ok(out.into())
+            }
+            _ => self.tree_bytes(self.tree(object)?),
+        }
+    }
+
+    /// An object that exists only as a tree, in the version of this resource.
+    pub fn tree_answer(&self, tree: Value, code: StatusCode) -> Result<Answer, Status> {
+        Ok(answer(code, self.accepted.media.content_type(), self.tree_bytes(tree)?))
+    }
+
+    fn tree_bytes(&self, tree: Value) -> Result<Bytes, Status> {
+        match self.accepted.shape {
+            Shape::Object => self.whole(&tree),
+            Shape::Partial(version) => self.meta(&partial_tree(&tree, version), "PartialObjectMetadata"),
+            Shape::Table(version) => {
+                let version_of = tree.pointer("/metadata/resourceVersion").cloned();
+                let meta = version_of.map_or_else(|| json!({}), |rv| json!({"resourceVersion": rv}));
+                let rows = vec![self.row(&tree, version)?];
+                self.meta(&self.table(version, meta, rows, true), "Table")
+            }
+            Shape::PartialList(_) => Err(Status::new(
+                406,
+                "NotAcceptable",
+                format!(
+                    "you requested PartialObjectMetadataList, but the requested object is not a list ({})",
+                    self.served.ty.kind
+                ),
+            )),
+        }
+    }
+
+    /// A tree of this resource's kind in the negotiated media type.
+    fn whole(&self, tree: &Value) -> Result<Bytes, Status> {
+        crate::convert::document(tree, self.schema(), self.accepted)
+    }
+
+    /// A tree of a `meta.k8s.io` kind.
+    fn meta(&self, tree: &Value, kind: &str) -> Result<Bytes, Status> {
+        match self.accepted.media {
+            Media::Json if self.accepted.pretty => Ok(pretty_line(tree)),
+            Media::Json => Ok(json_line(tree)),
+            _ => crate::convert::meta_document(tree, kind, self.accepted),
+        }
+    }
+
+    /// The answer that carries a list.
+    pub fn list(&self, objects: Vec<Arc<Object>>, meta: &ListMeta) -> Result<Answer, Status> {
+        let content_type = self.accepted.media.content_type();
+        let streamable = self.accepted.media == Media::Json && !self.accepted.pretty;
+        match self.accepted.shape {
+            Shape::Object if streamable => {
+                let kind = &*self.served.ty.list_kind;
+                let items = Items::Objects;
+                Ok(self.spliced(objects, meta, kind, &self.served.ty.group_version.api_version(), items))
+            }
+            Shape::Partial(version) | Shape::PartialList(version) if streamable => {
+                if let Shape::Partial(_) = self.accepted.shape {
+                    return Err(self.not_one());
+                }
+                let items = Items::Partial(version);
+                Ok(self.spliced(objects, meta, "PartialObjectMetadataList", version, items))
+            }
+            Shape::Partial(_) => Err(self.not_one()),
+            Shape::Object => {
+                let mut items = Vec::with_capacity(objects.len());
+                for object in &objects {
+                    let mut tree = self.tree(object)?;
+                    if !self.served.custom
+                        && let Some(map) = tree.as_object_mut()
+                    {
+                        map.remove("kind");
+                        map.remove("apiVersion");
+                    }
+                    items.push(tree);
+                }
+                let ty = &self.served.ty;
+                let tree = json!({
+                    "kind": &*ty.list_kind, "apiVersion": ty.group_version.api_version(),
+                    "metadata": meta.tree(), "items": items,
+                });
+                Ok(answer(StatusCode::OK, content_type, crate::convert::list_document(&tree, ty, self.accepted)?))
+            }
+            Shape::PartialList(version) => {
+                let mut items = Vec::with_capacity(objects.len());
+                for object in &objects {
+                    items.push(partial_tree(&object.to_tree(), version));
+                }
+                let tree = json!({
+                    "kind": "PartialObjectMetadataList", "apiVersion": version,
+                    "metadata": meta.tree(), "items": items,
+                });
+                Ok(answer(StatusCode::OK, content_type, self.meta(&tree, "PartialObjectMetadataList")?))
+            }
+            Shape::Table(version) => {
+                let mut rows = Vec::with_capacity(objects.len());
+                for object in &objects {
+                    rows.push(self.row(&self.tree(object)?, version)?);
+                }
+                let tree = self.table(version, meta.tree(), rows, true);
+                Ok(answer(StatusCode::OK, content_type, self.meta(&tree, "Table")?))
+            }
+        }
+    }
+
+    fn not_one(&self) -> Status {
+        let message = format!(
+            "you requested PartialObjectMetadata, but the requested object is a list ({})",
+            self.served.ty.list_kind
+        );
+        Status::new(406, "NotAcceptable", message)
+    }
+
+    /// A JSON list of spliced items: at once if it is small, else while it is sent.
+    fn spliced(&self, objects: Vec<Arc<Object>>, meta: &ListMeta, kind: &str, version: &str, items: Items) -> Answer {
+        let mut head = Vec::with_capacity(256);
+        head.extend_from_slice(b"{\"kind\":\"");
+        head.extend_from_slice(kind.as_bytes());
+        head.extend_from_slice(b"\",\"apiVersion\":\"");
+        head.extend_from_slice(version.as_bytes());
+        head.extend_from_slice(b"\",\"metadata\":{\"resourceVersion\":\"");
+        head.extend_from_slice(meta.revision.to_string().as_bytes());
+        head.push(b'"');
+        if let Some(token) = &meta.continue_token {
+            head.extend_from_slice(b",\"continue\":\"");
+            head.extend_from_slice(token.as_bytes());
+            head.push(b'"');
+        }
+        if let Some(remaining) = meta.remaining {
+            head.extend_from_slice(format!(",\"remainingItemCount\":{remaining}").as_bytes());
+        }
+        head.extend_from_slice(b"},\"items\":[");
+        let size: usize = objects.iter().map(|o| o.size()).sum();
+        let content_type = self.accepted.media.content_type();
+        if size < STREAM_BYTES_MIN {
+            head.reserve(size);
+            for (i, object) in objects.iter().enumerate() {
+                if i > 0 {
+                    head.push(b',');
+                }
+                self.write_item(object, items, &mut head);
+            }
+            head.extend_from_slice(b"]}\n");
+            return answer(StatusCode::OK, content_type, head);
+        }
+        let encoder = self.clone();
+        let mut left = objects.into_iter().enumerate();
+        let mut piece = Some(head);
+        let stream = std::iter::from_fn(move || {
+            let mut out = piece.take()?;
+            out.reserve(PIECE_BYTES);
+            while out.len() < PIECE_BYTES {
+                let Some((i, object)) = left.next() else {
+                    out.extend_from_slice(b"]}\n");
+                    return Some(Ok(Bytes::from(out)));
+                };
+                if i > 0 {
+                    out.push(b',');
+                }
+                encoder.write_item(&object, items, &mut out);
+            }
+            piece = Some(Vec::new());
+            Some(Ok(Bytes::from(out)))
+        });
+        let mut response = answer(StatusCode::OK, content_type, Bytes::new());
+        *response.body_mut() = Body::Stream(Box::pin(futures::stream::iter(stream)));
+        response
+    }
+
+    fn write_item(&self, object: &Object, items: Items, out: &mut Vec<u8>) {
+        match items {
+            Items::Partial(version) => out.extend_from_slice(&partial_bytes(object.metadata_json(), version)),
+            Items::Objects if self.served.is_hub() && !self.served.custom => object.write_item(out),
+            Items::Objects => match self.json(object) {
+                Ok(json) if self.served.custom => out.extend_from_slice(&json),
+                Ok(json) => crate::store::object::write_item(&json, out),
+                Err(status) => tracing::error!(key = %object.key, %status, "left an object out of a list"),
+            },
+        }
+    }
+
+    fn row(&self, tree: &Value, version: &str) -> Result<Value, Status> {
+        let cells = table::cells(&self.served, tree, self.now);
+        let mut row = Map::new();
+        row.insert("cells".into(), Value::Array(cells));
+        match self.include {
+            Include::Metadata => row.insert("object".into(), partial_tree(tree, version)),
+            Include::Object => row.insert("object".into(), tree.clone()),
+            Include::None => row.insert("object".into(), Value::Null),
+        };
+        Ok(Value::Object(row))
+    }
+
+    fn table(&self, version: &str, meta: Value, rows: Vec<Value>, headers: bool) -> Value {
+        let columns = if headers { table::definitions(&self.served) } else { Value::Null };
+        json!({"kind": "Table", "apiVersion": version, "metadata": meta, "columnDefinitions": columns, "rows": rows})
+    }
+
+    /// One watch event: a line in JSON, a frame in protobuf. `first`: no event with columns has been sent yet.
+    pub fn event(&self, kind: &str, object: &Object, first: bool) -> Result<Bytes, Status> {
+        let json = match self.accepted.shape {
+            Shape::Object if self.accepted.media == Media::Json => self.json(object)?,
+            Shape::Partial(version) | Shape::PartialList(version) if self.accepted.media == Media::Json => {
+                partial_bytes(object.metadata_json(), version).into()
+            }
+            Shape::Table(version) => {
+                let tree = self.tree(object)?;
+                let meta = json!({"resourceVersion": object.revision.to_string()});
+                let rows = vec![self.row(&tree, version)?];
+                let mut out = Vec::new();
+                crate::store::object::write_json(&self.table(version, meta, rows, first), &mut out);
+                return self.frame(kind, &out);
+            }
+            Shape::Object => self.object_bytes(object)?,
+            Shape::Partial(version) | Shape::PartialList(version) => {
+                self.meta(&partial_tree(&self.tree(object)?, version), "PartialObjectMetadata")?
+            }
+        };
+        self.frame(kind, &json)
+    }
+
+    /// A bookmark: an object of the kind with nothing but a resourceVersion.
+    pub fn bookmark(&self, revision: Revision, initial_events_end: bool, first: bool) -> Result<Bytes, Status> {
+        let ty = &self.served.ty;
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
+        if initial_events_end {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let tree = json!({"kind": &*ty.kind, "apiVersion": ty.group_version.api_version(), "metadata": metadata});
+        match self.accepted.shape {
+            Shape::Object => {
+                if self.accepted.media == Media::Json {
+                    let mut out = Vec::new();
+                    crate::convert::write(&tree, self.schema(), &mut out);
+                    return self.frame("BOOKMARK", &out);
+                }
+                self.frame("BOOKMARK", &self.whole(&tree)?)
+            }
+            Shape::Partial(version) | Shape::PartialList(version) => {
+                let document = self.meta(&partial_tree(&tree, version), "PartialObjectMetadata")?;
+                self.frame("BOOKMARK", document.trim_ascii_end())
+            }
+            Shape::Table(version) => {
+                let row = json!({"cells": [], "object": partial_tree(&tree, version)});
+                let mut out = Vec::new();
+                let meta = json!({"resourceVersion": revision.to_string()});
+                crate::store::object::write_json(&self.table(version, meta, vec![row], first), &mut out);
+                self.frame("BOOKMARK", &out)
+            }
+        }
+    }
+
+    /// The event that ends a watch with a refusal.
+    pub fn error_event(&self, status: &Status) -> Result<Bytes, Status> {
+        let tree = serde_json::to_value(status).expect("a status has only text keys");
+        match self.accepted.media {
+            Media::Protobuf => self.frame("ERROR", &crate::convert::meta_document(&tree, "Status", self.accepted)?),
+            _ => {
+                let mut out = Vec::new();
+                crate::store::object::write_json(&tree, &mut out);
+                self.frame("ERROR", &out)
+            }
+        }
+    }
+
+    fn frame(&self, kind: &str, object: &[u8]) -> Result<Bytes, Status> {
+        match self.accepted.media {
+            Media::Json => Ok(crate::cache::event::event_line(kind, object)),
+            Media::Protobuf => Ok(protobuf_frame(kind, object)),
+            // Upstream has no framer for YAML streams.
+            Media::Yaml => Err(Status::new(406, "NotAcceptable", "watch streams are not offered as application/yaml")),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Items {
+    Objects,
+    Partial(&'static str),
+}
+
+/// `PartialObjectMetadata` around the bytes of a metadata.
+fn partial_bytes(metadata: &[u8], version: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(metadata.len() + 96);
+    out.extend_from_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"");
+    out.extend_from_slice(version.as_bytes());
+    out.extend_from_slice(b"\",\"metadata\":");
+    out.extend_from_slice(metadata);
+    out.push(b'}');
+    out
+}
+
+fn partial_tree(tree: &Value, version: &str) -> Value {
+    let metadata = tree.get("metadata").cloned().unwrap_or_else(|| json!({}));
+    json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": metadata})
+}
+
+/// A length-prefixed `WatchEvent` message: field 1 the kind, field 2 a `RawExtension` with the object's document.
+fn protobuf_frame(kind: &str, object: &[u8]) -> Bytes {
+    let mut raw = BytesMut::new();
+    put_field(&mut raw, 1, object);
+    let mut event = BytesMut::new();
+    put_field(&mut event, 1, kind.as_bytes());
+    put_field(&mut event, 2, &raw);
+    let mut out = BytesMut::with_capacity(event.len() + 4);
+    out.extend_from_slice(&u32::try_from(event.len()).unwrap_or(u32::MAX).to_be_bytes());
+    out.extend_from_slice(&event);
+    out.freeze()
+}
+
+fn put_field(out: &mut BytesMut, number: u8, value: &[u8]) {
+    out.extend_from_slice(&[number << 3 | 2]);
+    let mut length = value.len();
+    while length >= 0x80 {
+        out.extend_from_slice(&[(length as u8 & 0x7f) | 0x80]);
+        length >>= 7;
+    }
+    out.extend_from_slice(&[length as u8]);
+    out.extend_from_slice(value);
+}

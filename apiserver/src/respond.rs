@@ -1,0 +1,128 @@
+//! Answers: bodies, statuses, and objects in the form that was negotiated.
+
+use crate::negotiate::{Accepted, Media};
+use bytes::Bytes;
+use coxswain_api::{Status, Value};
+use futures::stream::BoxStream;
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// The body of an answer.
+#[derive(Default)]
+pub enum Body {
+    #[default]
+    Empty,
+    Full(Bytes),
+    /// Made while it is sent. Ends the connection where it fails, as nothing can be taken back.
+    Stream(BoxStream<'static, std::io::Result<Bytes>>),
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<std::io::Result<Frame<Bytes>>>> {
+        let this = self.get_mut();
+        match this {
+            Body::Empty => Poll::Ready(None),
+            Body::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *this = Body::Empty;
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Body::Stream(stream) => stream.as_mut().poll_next(cx).map(|next| next.map(|r| r.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Empty => true,
+            Body::Full(bytes) => bytes.is_empty(),
+            Body::Stream(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Empty => SizeHint::with_exact(0),
+            Body::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Body::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Body::Full(bytes)
+    }
+}
+
+pub type Answer = Response<Body>;
+
+pub fn code(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// An answer with a body of known type.
+pub fn answer(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut response = Response::new(Body::Full(body.into()));
+    *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+pub fn text(code: StatusCode, body: impl Into<Bytes>) -> Answer {
+    answer(code, "text/plain; charset=utf-8", body)
+}
+
+/// Go's answer for a path that no handler takes.
+pub fn page_not_found() -> Answer {
+    text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+/// Upstream's answer where a handler refuses, in the negotiated form.
+pub fn refusal(status: &Status, accepted: Accepted) -> Answer {
+    let tree = serde_json::to_value(status).expect("a status has only text keys");
+    let accepted = Accepted { shape: crate::negotiate::Shape::Object, ..accepted };
+    let mut response = match encode_status_tree(&tree, accepted) {
+        Ok(bytes) => answer(code(status.code), accepted.media.content_type(), bytes),
+        Err(_) => answer(code(status.code), Media::Json.content_type(), json_line(&tree)),
+    };
+    let retry = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
+    if retry > 0 {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry));
+    }
+    response
+}
+
+fn encode_status_tree(tree: &Value, accepted: Accepted) -> Result<Bytes, Status> {
+    encode_tree(tree, accepted, "io.k8s.apimachinery.pkg.apis.meta.v1.Status")
+}
+
+/// JSON with the newline that upstream's encoder ends with. `kind` and `apiVersion` come first.
+pub fn json_line(tree: &Value) -> Bytes {
+    let mut out = Vec::with_capacity(1024);
+    crate::store::object::write_json(tree, &mut out);
+    out.push(b'\n');
+    out.into()
+}
+
+pub fn pretty_line(tree: &Value) -> Bytes {
+    let mut out = serde_json::to_vec_pretty(tree).expect("a tree has only text keys");
+    out.push(b'\n');
+    out.into()
+}
+
+/// A tree in the negotiated media type; `schema` is upstream's OpenAPI name of its kind, which protobuf needs.
+pub fn encode_tree(tree: &Value, accepted: Accepted, schema: &str) -> Result<Bytes, Status> {
+    let _ = schema;
+    Ok(match accepted.media {
+        Media::Json if accepted.pretty => pretty_line(tree),
+        Media::Json => json_line(tree),
+        Media::Yaml => serde_yaml_ng::to_string(tree).map_err(Status::internal)?.into(),
+        Media::Protobuf => return Err(Status::new(406, "NotAcceptable", "this object has no protobuf form")),
+    })
+}
