@@ -4,6 +4,7 @@
 //! The closing line is `N passed, M failed`. Node-level cases (ClusterIP, NodePort) want to run on a node's network.
 
 mod cases;
+mod faults;
 mod harness;
 mod images;
 mod junit;
@@ -63,6 +64,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         busybox: Option<PathBuf>,
     },
+    /// Kill the whole control plane again and again, and check that nothing is lost
+    Faults(faults::Options),
 }
 
 fn main() -> ExitCode {
@@ -85,11 +88,16 @@ fn main() -> ExitCode {
 
 /// Whether every case passed.
 async fn run(cli: Cli) -> Result<bool> {
-    if let Some(Command::Images { out, app, busybox }) = cli.command {
-        for name in images::build(&out, &app, busybox.as_deref())? {
-            println!("{name}");
+    match cli.command {
+        Some(Command::Images { out, app, busybox }) => {
+            images::build(&out, &app, busybox.as_deref())?.iter().for_each(|name| println!("{name}"));
+            return Ok(true);
         }
-        return Ok(true);
+        Some(Command::Faults(options)) => {
+            faults::run(options).await?;
+            return Ok(true);
+        }
+        None => {}
     }
     let run = cli.run;
     let wanted = |case: &&Case| {
