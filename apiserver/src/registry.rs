@@ -1,5 +1,22 @@
 //! The registry: what each resource says of itself, and the one pipeline that serves them all
 //! (upstream: `apiserver/pkg/registry/generic` and `pkg/registry`).
+//!
+//! [`builtin`] names the home of every resource that has one; what it does not name behaves as [`resource::Resource`]'s
+//! defaults say.
 
+pub mod builtin;
+pub mod convert;
+pub mod core;
+pub mod create;
+pub mod decode;
+pub mod delete;
+pub mod managed_fields;
+pub mod metadata;
+pub mod options;
+pub mod patch;
+pub mod pipeline;
+pub mod rbac;
 pub mod resource;
+pub mod scale;
 pub mod table;
+pub mod update;

@@ -4,9 +4,12 @@
 //! A resource works on the tree in its *hub* version (the storage version). Every method has upstream's usual behaviour as
 //! its default, so that a resource only says what is its own.
 
+use crate::registry::pipeline::{Call, Pipeline};
 use crate::request::Context;
-use coxswain_api::Value;
+use async_trait::async_trait;
 use coxswain_api::field::ErrorList;
+use coxswain_api::{Status, Value};
+use std::time::Duration;
 
 /// One resource, erased: built-in kinds and custom resources alike.
 pub trait Resource: Send + Sync + 'static {
@@ -23,6 +26,9 @@ pub trait Resource: Send + Sync + 'static {
     /// restored `status` on writes of the object, everything but `status` (and the metadata that upstream's
     /// `ResetObjectMetaForStatus` lets through) on writes of the status, and raised `metadata.generation` if `spec` changed.
     fn prepare_for_update(&self, _ctx: &Context, _object: &mut Value, _old: &Value, _subresource: &str) {}
+
+    /// Brings a valid object into the one form in which it is stored (upstream: `Canonicalize`).
+    fn canonicalize(&self, _object: &mut Value) {}
 
     /// Everything that is wrong with a new object, except its `metadata`, which the pipeline checks.
     fn validate(&self, _ctx: &Context, _object: &Value) -> ErrorList {
@@ -77,6 +83,68 @@ pub trait Resource: Send + Sync + 'static {
         Propagation::Background
     }
 
+    /// Whether deletion answers with the object that was deleted instead of a `Status`
+    /// (upstream: `ReturnDeletedObject`).
+    fn returns_deleted_object(&self) -> bool {
+        false
+    }
+
+    /// Finalizers without a domain must be one of the three that Kubernetes itself uses. Custom resources are free.
+    fn restricts_finalizers(&self) -> bool {
+        true
+    }
+
+    /// After how long the store forgets the object (events).
+    fn ttl(&self, _object: &Value) -> Option<Duration> {
+        None
+    }
+
+    /// Whether `metadata.generation` rises with this change: by default when anything but `metadata` and `status` differs.
+    /// Asked only if [`Resource::has_generation`], and not for writes of the status.
+    fn spec_changed(&self, object: &Value, old: &Value) -> bool {
+        let wanted = |v: &Value| -> Vec<(String, Value)> {
+            let map = v.as_object().cloned().unwrap_or_default();
+            let own = |k: &str| !matches!(k, "metadata" | "status" | "kind" | "apiVersion");
+            map.into_iter().filter(|(k, _)| own(k)).collect()
+        };
+        wanted(object) != wanted(old)
+    }
+
+    /// What a write of the status may not change in the metadata, for the kinds whose strategy restores it
+    /// (see [`super::metadata::reset_for_status`]).
+    fn reset_for_status(&self, _object: &mut Value, _old: &Value) {}
+
+    /// Which checks of the metadata the strategy makes again after the pipeline, so that their causes come twice.
+    fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: false }
+    }
+
+    /// Whether a deleting object goes when an update takes its last finalizer (upstream: `ShouldDeleteDuringUpdate`).
+    fn delete_during_update(&self, _object: &Value) -> bool {
+        true
+    }
+
+    /// How this object is deleted, when it is not just deleted. May change the object, which is then stored.
+    fn delete_rule(&self, _ctx: &Context, _object: &mut Value) -> DeleteRule {
+        DeleteRule::Usual
+    }
+
+    /// Deletion may be graceful: a second deletion of an object whose grace period runs shortens it or does nothing.
+    fn is_graceful(&self) -> bool {
+        false
+    }
+
+    /// What must be taken before a write and given back if it fails: cluster IPs and node ports.
+    fn hooks(&self) -> Option<&dyn Hooks> {
+        None
+    }
+
+    /// Whether dependents may be orphaned or awaited at all (upstream: `EnableGarbageCollection` and
+    /// `GarbageCollectionPolicy` `Unsupported`, as events have it).
+    fn garbage_collected(&self) -> bool {
+        true
+    }
+
     /// Field selectors beyond `metadata.name` and `metadata.namespace`: label and value, every label always.
     fn selectable_fields(&self, _object: &Value) -> Vec<(&'static str, String)> {
         Vec::new()
@@ -103,6 +171,53 @@ pub trait Resource: Send + Sync + 'static {
     fn reset_fields(&self, _subresource: &str) -> Option<&'static [&'static str]> {
         None
     }
+}
+
+/// See [`Resource::delete_rule`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeleteRule {
+    /// By grace period and finalizers.
+    Usual,
+    /// Store the changed object; it is deleted later.
+    Mark,
+    /// Nothing happens; the answer is the object as it is.
+    Wait,
+}
+
+/// See [`Resource::repeats_metadata_checks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetadataChecks {
+    /// What no change may do.
+    pub update: bool,
+    /// What every object must satisfy.
+    pub whole: bool,
+}
+
+/// Side effects of a write that must hold together with it (upstream: `BeginCreate`, `BeginUpdate`, `AfterDelete`).
+#[async_trait]
+pub trait Hooks: Send + Sync {
+    /// Called before `prepare_for_…`; `old` is none on create. May fill in what it took. What it took is kept by
+    /// [`Taken::keep`] when the write was committed and given back when the value is dropped before.
+    async fn begin(&self, call: &Call, object: &mut Value, old: Option<&Value>) -> Result<Box<dyn Taken>, Status>;
+
+    /// The object is gone.
+    async fn after_delete(&self, _call: &Call, _object: &Value) {}
+}
+
+/// Something taken for a write that is not committed yet; dropping it gives it back.
+pub trait Taken: Send {
+    fn keep(self: Box<Self>);
+}
+
+/// A resource or subresource whose create stores nothing under its own name: reviews, tokens, bindings, evictions.
+///
+/// The object arrives decoded, defaulted, in the requested version, with `metadata.namespace` set. Mutating admission has
+/// run; the implementation validates, and calls [`Pipeline::validate_admission`] before it acts.
+#[async_trait]
+pub trait Virtual: Send + Sync + 'static {
+    /// `name` is that of the parent for a subresource and empty for a resource. The answer is a tree of the same kind,
+    /// or a `Status`.
+    async fn create(&self, pipeline: &Pipeline, call: &Call, name: &str, object: Value) -> Result<Value, Status>;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,186 @@
+//! The homes of the built-in resources: one line each, sorted by group and resource.
+//!
+//! A resource without code of its own is [`Plain`]: a few yes-or-no facts, everything else is the pipeline's.
+
+use super::core;
+use super::resource::{MetadataChecks, Propagation, Resource};
+use coxswain_api::{Value, names};
+use std::sync::Arc;
+
+/// Group, resource, home.
+type Line = (&'static str, &'static str, fn() -> Arc<dyn Resource>);
+
+macro_rules! home {
+    ($e:expr) => {
+        || Arc::new($e)
+    };
+}
+
+#[rustfmt::skip]
+static HOMES: &[Line] = &[
+    ("", "configmaps", home!(core::config_map::ConfigMaps)),
+    ("", "endpoints", home!(core::endpoints::Endpoints)),
+    ("", "limitranges", home!(core::limit_range::LimitRanges)),
+    ("", "namespaces", home!(core::namespace::Namespaces)),
+    ("", "nodes", home!(PLAIN)),
+    ("", "persistentvolumeclaims", home!(PLAIN.returns_object())),
+    ("", "persistentvolumes", home!(PLAIN.returns_object().checks_once())),
+    ("", "pods", home!(PLAIN.generation().returns_object())),
+    ("", "podtemplates", home!(PLAIN.generation().returns_object().created_on_update())),
+    ("", "replicationcontrollers", home!(PLAIN.generation().orphans())),
+    ("", "resourcequotas", home!(PLAIN.returns_object())),
+    ("", "secrets", home!(core::secret::Secrets)),
+    ("", "serviceaccounts", home!(core::service_account::ServiceAccounts)),
+    ("admissionregistration.k8s.io", "mutatingadmissionpolicies", home!(PLAIN.generation().versioned().checks_once())),
+    ("admissionregistration.k8s.io", "mutatingadmissionpolicybindings", home!(PLAIN.generation().versioned().checks_once())),
+    ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", home!(PLAIN.generation().versioned().checks_once())),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicies", home!(PLAIN.generation().versioned().checks_once())),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", home!(PLAIN.generation().versioned().checks_once())),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", home!(PLAIN.generation().versioned().checks_once())),
+    ("apiextensions.k8s.io", "customresourcedefinitions", home!(PLAIN.generation().versioned())),
+    ("apiregistration.k8s.io", "apiservices", home!(PLAIN.versioned())),
+    ("apps", "controllerrevisions", home!(PLAIN)),
+    ("apps", "daemonsets", home!(PLAIN.generation())),
+    ("apps", "deployments", home!(PLAIN.generation())),
+    ("apps", "replicasets", home!(PLAIN.generation())),
+    ("apps", "statefulsets", home!(PLAIN.generation())),
+    ("autoscaling", "horizontalpodautoscalers", home!(PLAIN)),
+    ("batch", "cronjobs", home!(PLAIN.generation())),
+    ("batch", "jobs", home!(PLAIN.generation().orphans())),
+    ("certificates.k8s.io", "certificatesigningrequests", home!(PLAIN)),
+    ("coordination.k8s.io", "leases", home!(PLAIN.versioned().created_on_update())),
+    ("discovery.k8s.io", "endpointslices", home!(PLAIN.generation().checks_once())),
+    ("flowcontrol.apiserver.k8s.io", "flowschemas", home!(PLAIN.generation().checks_once())),
+    ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations", home!(PLAIN.generation().checks_once())),
+    ("networking.k8s.io", "ingressclasses", home!(PLAIN.generation())),
+    ("networking.k8s.io", "ingresses", home!(PLAIN.generation())),
+    ("networking.k8s.io", "ipaddresses", home!(PLAIN)),
+    ("networking.k8s.io", "networkpolicies", home!(PLAIN.generation())),
+    ("networking.k8s.io", "servicecidrs", home!(PLAIN)),
+    ("node.k8s.io", "runtimeclasses", home!(PLAIN.versioned())),
+    ("policy", "poddisruptionbudgets", home!(PLAIN.generation().versioned().checks_once())),
+    ("rbac.authorization.k8s.io", "clusterrolebindings", home!(PLAIN.created_on_update().named(names::path_segment))),
+    ("rbac.authorization.k8s.io", "clusterroles", home!(PLAIN.created_on_update().named(names::path_segment))),
+    ("rbac.authorization.k8s.io", "rolebindings", home!(PLAIN.created_on_update().named(names::path_segment))),
+    ("rbac.authorization.k8s.io", "roles", home!(PLAIN.created_on_update().named(names::path_segment))),
+    ("resource.k8s.io", "deviceclasses", home!(PLAIN.generation().returns_object())),
+    ("resource.k8s.io", "resourceclaims", home!(PLAIN.returns_object())),
+    ("resource.k8s.io", "resourceclaimtemplates", home!(PLAIN.returns_object())),
+    ("resource.k8s.io", "resourceslices", home!(PLAIN.generation().returns_object().created_on_update())),
+    ("scheduling.k8s.io", "priorityclasses", home!(PLAIN.generation().checks_once())),
+    ("storage.k8s.io", "csidrivers", home!(PLAIN.versioned().returns_object())),
+    ("storage.k8s.io", "csinodes", home!(PLAIN.versioned().returns_object())),
+    ("storage.k8s.io", "csistoragecapacities", home!(PLAIN.versioned().returns_object())),
+    ("storage.k8s.io", "storageclasses", home!(PLAIN.returns_object())),
+    ("storage.k8s.io", "volumeattachments", home!(PLAIN.versioned().returns_object().checks_once())),
+    ("storage.k8s.io", "volumeattributesclasses", home!(PLAIN.returns_object())),
+];
+
+/// The home of a built-in resource.
+pub fn strategy(group: &str, resource: &str) -> Arc<dyn Resource> {
+    match HOMES.binary_search_by(|(g, r, _)| (*g, *r).cmp(&(group, resource))) {
+        Ok(at) => (HOMES[at].2)(),
+        Err(_) => Arc::new(PLAIN),
+    }
+}
+
+/// A resource of which nothing but a few facts is known.
+#[derive(Clone, Copy)]
+pub struct Plain {
+    generation: bool,
+    create_on_update: bool,
+    unconditional_update: bool,
+    returns_deleted: bool,
+    orphan: bool,
+    repeats: bool,
+    name: fn(&str, bool) -> Vec<String>,
+}
+
+/// What most resources are like.
+pub const PLAIN: Plain = Plain {
+    generation: false,
+    create_on_update: false,
+    unconditional_update: true,
+    returns_deleted: false,
+    orphan: false,
+    repeats: true,
+    name: names::dns1123_subdomain,
+};
+
+impl Plain {
+    const fn generation(mut self) -> Self {
+        self.generation = true;
+        self
+    }
+
+    const fn created_on_update(mut self) -> Self {
+        self.create_on_update = true;
+        self
+    }
+
+    /// An update must name the version it changes.
+    const fn versioned(mut self) -> Self {
+        self.unconditional_update = false;
+        self
+    }
+
+    const fn returns_object(mut self) -> Self {
+        self.returns_deleted = true;
+        self
+    }
+
+    const fn orphans(mut self) -> Self {
+        self.orphan = true;
+        self
+    }
+
+    const fn checks_once(mut self) -> Self {
+        self.repeats = false;
+        self
+    }
+
+    const fn named(mut self, name: fn(&str, bool) -> Vec<String>) -> Self {
+        self.name = name;
+        self
+    }
+}
+
+impl Resource for Plain {
+    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
+        (self.name)(name, prefix)
+    }
+
+    fn has_generation(&self) -> bool {
+        self.generation
+    }
+
+    fn allow_create_on_update(&self) -> bool {
+        self.create_on_update
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        self.unconditional_update
+    }
+
+    fn returns_deleted_object(&self) -> bool {
+        self.returns_deleted
+    }
+
+    fn default_propagation(&self, _object: &Value) -> Propagation {
+        if self.orphan { Propagation::Orphan } else { Propagation::Background }
+    }
+
+    fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: self.repeats, whole: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_homes_are_sorted_and_named_once() {
+        assert!(HOMES.windows(2).all(|w| (w[0].0, w[0].1) < (w[1].0, w[1].1)));
+    }
+}

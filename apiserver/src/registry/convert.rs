@@ -1,0 +1,23 @@
+//! Between the version of a request and the version that is stored. Most requests are in the stored version, and then
+//! nothing is copied.
+
+use super::pipeline::Call;
+use coxswain_api::{Status, Value};
+use std::borrow::Cow;
+
+pub(super) fn to_hub(call: &Call, mut object: Value) -> Result<Value, Status> {
+    if !call.served.is_hub()
+        && let Some(map) = object.as_object_mut()
+    {
+        map.insert("apiVersion".into(), call.hub().group_version.api_version().into());
+    }
+    Ok(object)
+}
+
+pub(super) fn from_hub<'a>(call: &Call, object: &'a Value) -> Result<Cow<'a, Value>, Status> {
+    if call.served.is_hub() {
+        Ok(Cow::Borrowed(object))
+    } else {
+        crate::convert::from_hub(&call.served, object.clone()).map(Cow::Owned)
+    }
+}

@@ -1,0 +1,10 @@
+//! The core group (upstream: `pkg/registry/core`, `pkg/apis/core`).
+
+pub mod address;
+pub mod config_map;
+pub mod endpoints;
+pub mod limit_range;
+pub mod namespace;
+pub mod quantities;
+pub mod secret;
+pub mod service_account;

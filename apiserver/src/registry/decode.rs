@@ -1,0 +1,217 @@
+//! Request bodies to trees (upstream: `handlers/rest.go` `transformDecodeError`, `negotiation.NegotiateInputSerializer`).
+
+use super::options::{DeleteOptions, FieldValidation, WriteOptions};
+use super::pipeline::{Call, Shape};
+use coxswain_api::codec::{self, DecodeError, Decoded, Format, TypeMeta};
+use coxswain_api::field::go_quote;
+use coxswain_api::schema::StructRef;
+use coxswain_api::{Status, Value, defaults, schema};
+use http::header::CONTENT_TYPE;
+
+/// Bodies may have this many bytes; more is 413.
+pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// The refusal of a longer body.
+pub fn body_too_large() -> Status {
+    Status::too_large(format!("limit is {BODY_BYTES_MAX}"))
+}
+
+/// What upstream calls the place where kinds are registered; part of a message that clients see.
+fn scheme_of(call: &Call) -> &'static str {
+    match call.group() {
+        "apiregistration.k8s.io" => "k8s.io/kube-aggregator/pkg/apiserver/scheme/scheme.go:28",
+        "apiextensions.k8s.io" => "k8s.io/apiextensions-apiserver/pkg/apiserver/scheme/scheme.go:36",
+        _ => "pkg/api/legacyscheme/scheme.go:30",
+    }
+}
+
+/// The body as a tree of the shape, canonical and with defaults, `apiVersion` and `kind` set.
+pub(super) fn object(call: &Call, options: &WriteOptions, shape: Shape<'_>) -> Result<Value, Status> {
+    let format = body_format(call)?;
+    let body = &call.body;
+    let unrecognized = |error: &dyn std::fmt::Display| {
+        Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): {error} ({})",
+            shape.kind,
+            summary(body)
+        ))
+    };
+    let stated = type_meta(body, format).map_err(|e| unrecognized(&e))?;
+    let (group, version) = stated.group_version().unwrap_or(("", &stated.api_version));
+    let (group, version) =
+        if stated.api_version.is_empty() { (&*shape.version.group, &*shape.version.version) } else { (group, version) };
+    let kind = if stated.kind.is_empty() { shape.kind } else { &stated.kind };
+    let refused = |error: &dyn std::fmt::Display| {
+        let version = go_quote(version);
+        Status::bad_request(format!("{kind} in version {version} cannot be handled as a {}: {error}", shape.kind))
+    };
+    let known = (group, version, kind) == (&shape.version.group, &shape.version.version, shape.kind);
+    if !known {
+        return Err(wrong_kind(call, group, version, kind, shape, &refused));
+    }
+    let decoded = typed(body, format, shape.schema).map_err(|e| match e {
+        DecodeError::Syntax(_) => unrecognized(&e),
+        DecodeError::Value(_) => refused(&e),
+    })?;
+    let mut value = checked(call, options, decoded, &refused)?;
+    stamp(&mut value, shape);
+    set_defaults(call, &mut value, shape);
+    Ok(value)
+}
+
+fn checked(
+    call: &Call,
+    options: &WriteOptions,
+    decoded: Decoded,
+    refused: &dyn Fn(&dyn std::fmt::Display) -> Status,
+) -> Result<Value, Status> {
+    match options.field_validation {
+        FieldValidation::Strict if !decoded.strict_errors.is_empty() => {
+            Err(refused(&format_args!("strict decoding error: {}", decoded.strict_errors.join(", "))))
+        }
+        FieldValidation::Warn => {
+            for error in decoded.strict_errors {
+                call.ctx.warnings.add(error);
+            }
+            Ok(decoded.value)
+        }
+        _ => Ok(decoded.value),
+    }
+}
+
+/// A body of a kind that is not expected here: one that exists cannot be converted, another is not known.
+fn wrong_kind(
+    call: &Call,
+    group: &str,
+    version: &str,
+    kind: &str,
+    shape: Shape<'_>,
+    refused: &dyn Fn(&dyn std::fmt::Display) -> Status,
+) -> Status {
+    let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    if schema::builtin().kind(group, version, kind).is_none() {
+        return refused(&format_args!(
+            "no kind {} is registered for version {} in scheme {}",
+            go_quote(kind),
+            go_quote(&api_version),
+            go_quote(scheme_of(call))
+        ));
+    }
+    if kind == shape.kind {
+        return Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({})",
+            shape.version.api_version()
+        ));
+    }
+    // Upstream prints Go's types: the package of the external type is its version, that of the internal one its group.
+    let package = shape.version.group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
+    refused(&format_args!("converting ({version}.{kind}) to ({package}.{}): unknown conversion", shape.kind))
+}
+
+/// `apiVersion` and `kind` as they are in this version.
+pub(super) fn stamp(value: &mut Value, shape: Shape<'_>) {
+    if let Some(map) = value.as_object_mut() {
+        map.insert("apiVersion".into(), shape.version.api_version().into());
+        map.insert("kind".into(), shape.kind.into());
+    }
+}
+
+/// The schema's own defaults and those of the resource.
+pub(super) fn set_defaults(call: &Call, value: &mut Value, shape: Shape<'_>) {
+    defaults::apply(value, shape.schema);
+    if call.is_whole() {
+        call.strategy().set_defaults(value);
+    }
+}
+
+/// The options of a delete: the body if there is one, else the query.
+pub(super) fn delete_options(call: &Call) -> Result<DeleteOptions, Status> {
+    if call.body.is_empty() {
+        return DeleteOptions::of_query(&call.query);
+    }
+    let format = body_format(call)?;
+    let stated = type_meta(&call.body, format).map_err(|e| Status::bad_request(e.to_string()))?;
+    if !matches!(stated.kind.as_str(), "" | "DeleteOptions") {
+        let version = if stated.api_version.is_empty() { "v1" } else { &stated.api_version };
+        return Err(Status::bad_request(format!(
+            "no kind {} is registered for version {} in scheme \
+             \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\"",
+            go_quote(&stated.kind),
+            go_quote(version)
+        )));
+    }
+    let schema = delete_options_schema();
+    let decoded = typed(&call.body, format, schema).map_err(|e| Status::bad_request(e.to_string()))?;
+    DeleteOptions::of_tree(&decoded.value)
+}
+
+fn delete_options_schema() -> &'static StructRef {
+    schema::builtin().get("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions").expect("the schema has DeleteOptions")
+}
+
+/// The kind and version that a body names. The error is upstream's whole sentence.
+fn type_meta(body: &[u8], format: Format) -> Result<TypeMeta, String> {
+    let prefixed = |e: DecodeError| format!("couldn't get version/kind; json parse error: {e}");
+    match format {
+        Format::Yaml => codec::json::interpret(&yaml_to_json(body)?).map_err(prefixed),
+        _ => codec::json::interpret(body).map_err(prefixed),
+    }
+}
+
+/// A body of a known type.
+fn typed(body: &[u8], format: Format, schema: &StructRef) -> Result<Decoded, DecodeError> {
+    match format {
+        Format::Yaml => codec::json::decode(&yaml_to_json(body).map_err(DecodeError::Syntax)?, schema),
+        _ => codec::json::decode(body, schema),
+    }
+}
+
+/// A document of any shape.
+pub(super) fn untyped(body: &[u8], format: Format) -> Result<Decoded, DecodeError> {
+    match format {
+        Format::Yaml => codec::json::decode_any(&yaml_to_json(body).map_err(DecodeError::Syntax)?),
+        _ => codec::json::decode_any(body),
+    }
+}
+
+fn yaml_to_json(body: &[u8]) -> Result<Vec<u8>, String> {
+    let value: Value = serde_yaml_ng::from_slice(body).map_err(|e| e.to_string())?;
+    serde_json::to_vec(&value).map_err(|e| e.to_string())
+}
+
+/// The format that the Content-Type names; JSON if it names none.
+pub(super) fn body_format(call: &Call) -> Result<Format, Status> {
+    let header = call.header(CONTENT_TYPE);
+    let media = header.split(';').next().unwrap_or_default().trim();
+    let format = if media.is_empty() { Some(Format::Json) } else { Format::of_media_type(media) };
+    match format {
+        // Custom resources have no protobuf form, and CBOR is not switched on.
+        Some(Format::Protobuf) if call.served.custom => Err(unsupported(call)),
+        Some(Format::Cbor) | None => Err(unsupported(call)),
+        Some(format) => Ok(format),
+    }
+}
+
+fn unsupported(call: &Call) -> Status {
+    let protobuf = if call.served.custom { "" } else { ", application/vnd.kubernetes.protobuf" };
+    Status::new(
+        415,
+        "UnsupportedMediaType",
+        format!(
+            "the body of the request was in an unknown format - accepted media types include: application/json, \
+             application/yaml{protobuf}"
+        ),
+    )
+}
+
+/// The beginning of a body, as a message shows it.
+fn summary(body: &[u8]) -> String {
+    const SHOWN: usize = 30;
+    let more = if body.len() > SHOWN { " ..." } else { "" };
+    let shown = &body[..body.len().min(SHOWN)];
+    match body.first() {
+        None => "<empty>".into(),
+        Some(b'{') => format!("{}{more}", String::from_utf8_lossy(shown)),
+        Some(_) => shown.iter().map(|b| format!("{b:02x}")).collect::<String>() + more,
+    }
+}
