@@ -194,7 +194,8 @@ impl Pipeline {
                 _ => {}
             }
         }
-        Ok(Reply::ok(Content::List(page)))
+        let crate::list::Page { objects, meta } = page;
+        Ok(Reply::ok(Content::List { objects, revision: meta.revision, next: meta.continue_token }))
     }
 }
 

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use coxswain_api::catalogue::{GroupVersion, ResourceType};
 use coxswain_api::schema::StructRef;
 use coxswain_api::{Status, Value};
+use coxswain_storage::Revision;
 use http::HeaderMap;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -140,7 +141,7 @@ pub enum Content {
     /// `apiVersion` and `kind`.
     Tree(Value),
     /// A collection: what `deletecollection` removed.
-    List(crate::list::Page),
+    List { objects: Vec<Arc<Object>>, revision: Revision, next: Option<String> },
 }
 
 impl Reply {
