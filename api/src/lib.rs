@@ -4,8 +4,12 @@
 //! An object is a [`Value`] tree shaped by its kind's [`schema`]. The tree is the truth: defaults, patches, pruning and
 //! codecs work on it by the schema, and strategies and validation read it through [`field::View`].
 
+pub mod apply;
 pub mod catalogue;
+pub mod codec;
+pub mod defaults;
 pub mod field;
+pub mod field_set;
 pub mod intstr;
 pub mod names;
 pub mod patch;

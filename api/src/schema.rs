@@ -148,12 +148,35 @@ pub struct Struct {
     /// The type's own markers with no field here (`+union`, `+k8s:supportsSubresource=…`).
     pub markers: Vec<Box<str>>,
     by_name: HashMap<Box<str>, u16>,
+    /// The fields that a canonical tree always has.
+    always: Box<[u16]>,
+    reaches_default: OnceLock<bool>,
 }
 
 impl Struct {
     pub fn new(name: impl Into<Box<str>>, fields: Vec<Field>) -> Self {
         let by_name = fields.iter().enumerate().map(|(i, f)| (f.name.clone(), i as u16)).collect();
-        Self { name: name.into(), atomic: false, preserve_unknown: false, fields, markers: Vec::new(), by_name }
+        let always = (0u16..).zip(&fields).filter(|(_, f)| crate::codec::always_there(f)).map(|(i, _)| i).collect();
+        Self {
+            name: name.into(),
+            atomic: false,
+            preserve_unknown: false,
+            fields,
+            markers: Vec::new(),
+            by_name,
+            always,
+            reaches_default: OnceLock::new(),
+        }
+    }
+
+    /// Positions of the fields that a canonical tree always has.
+    pub(crate) fn always(&self) -> &[u16] {
+        &self.always
+    }
+
+    /// Whether this struct or any that it holds has a default.
+    pub(crate) fn reaches_default(&self) -> bool {
+        *self.reaches_default.get_or_init(|| crate::defaults::any_default(self))
     }
 
     pub fn field(&self, name: &str) -> Option<&Field> {
