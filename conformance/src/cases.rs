@@ -1,6 +1,7 @@
 //! The table of cases. Order is the order of running.
 
 mod first_light;
+mod two_nodes;
 
 use crate::harness::Case;
 
@@ -25,5 +26,9 @@ pub const ALL: &[Case] = cases! {
         broken_pods_say_why,
         a_cordoned_node_takes_no_pods,
         a_deleted_namespace_takes_everything_with_it,
+    }
+    "two-nodes": two_nodes {
+        services_reach_pods_on_both_nodes,
+        the_pods_of_a_lost_node_are_replaced,
     }
 };
