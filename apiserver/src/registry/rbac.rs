@@ -167,7 +167,8 @@ fn check_label_selector(selector: &View<'_>, errors: &mut ErrorList) {
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
             other => errors.push(Error::invalid(operator.path(), other, "not a valid selector operator")),
         }
-        errors.extend(names::qualified_name(key.str()).into_iter().map(|why| Error::invalid(key.path(), key.str(), why)));
+        errors
+            .extend(names::qualified_name(key.str()).into_iter().map(|why| Error::invalid(key.path(), key.str(), why)));
         for value in values.items() {
             let wrong = names::label_value(value.str()).into_iter();
             errors.extend(wrong.map(|why| Error::invalid(value.path(), value.str(), why)));

@@ -247,8 +247,11 @@ mod tests {
         let all = objects();
         assert!(all.len() > 100);
         let admin = cluster_role("cluster-admin").unwrap();
-        assert_eq!(admin["rules"], json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]},
-            {"verbs": ["*"], "nonResourceURLs": ["*"]}]));
+        assert_eq!(
+            admin["rules"],
+            json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]},
+            {"verbs": ["*"], "nonResourceURLs": ["*"]}])
+        );
         assert!(cluster_role("view").unwrap()["rules"].is_null());
         let signer = all.iter().find(|o| o["kind"] == "RoleBinding" && o["metadata"]["namespace"] == "kube-public");
         assert_eq!(signer.unwrap()["subjects"][0]["name"], "bootstrap-signer");
