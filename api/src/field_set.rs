@@ -5,6 +5,8 @@
 
 mod fields_v1;
 
+pub(crate) use fields_v1::go_json;
+
 use crate::field::go_quote;
 use serde_json::Value;
 use smallvec::SmallVec;

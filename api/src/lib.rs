@@ -11,6 +11,7 @@ pub mod defaults;
 pub mod field;
 pub mod field_set;
 pub mod intstr;
+pub mod managed_fields;
 pub mod names;
 pub mod patch;
 pub mod quantity;
