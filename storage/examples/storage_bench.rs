@@ -14,8 +14,14 @@ const RUN: Duration = Duration::from_secs(4);
 const MANY: usize = 1_000_000;
 
 fn main() -> anyhow::Result<()> {
-    let base = std::env::args().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    if let [flag, path] = &arguments[..]
+        && flag == "--start"
+    {
+        return runtime.block_on(start(Path::new(path)));
+    }
+    let base = arguments.first().map_or_else(std::env::temp_dir, PathBuf::from);
     let directory = tempfile::tempdir_in(base)?;
     for (name, updates) in [("create", false), ("update", true)] {
         for writers in [1, 16, 128, 256] {
@@ -24,9 +30,12 @@ fn main() -> anyhow::Result<()> {
             std::fs::remove_dir_all(path)?;
         }
     }
+    // The start and the memory of it are those of a process that has done nothing else.
     let path = directory.path().join("many");
     runtime.block_on(fill(&path))?;
-    runtime.block_on(start(&path))
+    let status = std::process::Command::new(std::env::current_exe()?).arg("--start").arg(path).status()?;
+    anyhow::ensure!(status.success());
+    Ok(())
 }
 
 /// Something that compresses about as well as the bytes of an object.

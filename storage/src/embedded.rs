@@ -21,17 +21,17 @@
 
 mod committer;
 mod disk;
-mod feed;
 mod record;
 #[cfg(test)]
 mod tests;
 mod view;
 
-use crate::{Changes, Entry, Error, ListOptions, Op, Page, Result, Revision, Storage, Write};
+use crate::feed::{self, Feed, History};
+use crate::group::check_batch;
+use crate::{Changes, Entry, Error, ListOptions, Page, Result, Revision, Storage, Write};
 use async_trait::async_trait;
 use committer::{Clock, Committer, Message, Pending};
 use disk::{Disk, Opened};
-use feed::Feed;
 use futures::stream::BoxStream;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::path::Path;
@@ -74,7 +74,7 @@ impl Default for Options {
             ring_bytes: 16 << 20,
             cache_bytes: 8 << 20,
             memtable_bytes: 8 << 20,
-            reserve_bytes: 128 << 20,
+            reserve_bytes: 256 << 20,
         }
     }
 }
@@ -236,7 +236,7 @@ impl Housekeeper {
 #[async_trait]
 impl Storage for Embedded {
     async fn commit(&self, batch: Vec<Write>) -> Result<Revision> {
-        let size = check_batch(&batch)?;
+        let size = check_batch(&batch, KEY_BYTES_MAX, VALUE_BYTES_MAX)?;
         let kib = (size / 1024 + 1).min(QUEUE_KIB) as u32;
         let closed = |_| unavailable("commit", "the store is closed");
         let room = self.room.clone().acquire_many_owned(kib).await.map_err(closed)?;
@@ -280,26 +280,12 @@ impl Storage for Embedded {
     }
 }
 
-/// The size of a batch, if it is one that can be written at all.
-fn check_batch(batch: &[Write]) -> Result<usize> {
-    let mut size = 0;
-    for (position, write) in batch.iter().enumerate() {
-        let too_large = |size, max| Err(Error::TooLarge { key: write.key.clone(), size, max });
-        if write.key.len() > KEY_BYTES_MAX {
-            return too_large(write.key.len(), KEY_BYTES_MAX);
-        }
-        size += write.key.len() + 100;
-        if let Op::Put { value, .. } = &write.op {
-            if value.len() > VALUE_BYTES_MAX {
-                return too_large(value.len(), VALUE_BYTES_MAX);
-            }
-            size += value.len();
-        }
-        if batch[..position].iter().any(|other| other.key == write.key) {
-            return Err(unavailable("commit", &format!("the batch names {} twice", write.key)));
-        }
+#[async_trait]
+impl History for Published {
+    async fn changes_after(&self, prefix: &str, after: Revision) -> Result<(Vec<Changes>, Revision)> {
+        let (view, prefix) = (self.view().await?, prefix.to_owned());
+        tokio::task::spawn_blocking(move || view.changes_after(&prefix, after)).await.map_err(interrupted)?
     }
-    Ok(size)
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -6,8 +6,12 @@
 #[cfg(test)]
 mod contract;
 pub mod embedded;
+mod feed;
+mod group;
+pub mod postgres;
 
 pub use embedded::Embedded;
+pub use postgres::Postgres;
 
 use async_trait::async_trait;
 use bytes::Bytes;

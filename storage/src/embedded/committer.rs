@@ -3,13 +3,13 @@
 //! housekeeping, in steps small enough that no writer notices: deleting what has expired, forgetting old history.
 
 use super::disk::{Disk, free_bytes};
-use super::feed::Feed;
-use super::record::{ChangeRecord, State, change_key, expiry_key, parse_change_key, parse_expiry_key};
+use super::record::{change_key, expiry_key, parse_change_key, parse_expiry_key};
 use super::view::View;
 use super::{Options, Published};
-use crate::{Change, Changes, Error, Expect, Op, Result, Revision, Write};
+use crate::feed::Feed;
+use crate::group::{ChangeRecord, Group, State};
+use crate::{Error, Expect, Op, Result, Revision, Write};
 use fjall::{PersistMode, Readable};
-use std::collections::HashMap;
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,17 +80,6 @@ impl Clock {
         self.last = self.last.max(now);
         self.last
     }
-}
-
-/// What the commits of a group have done so far, before it is durable.
-struct Group {
-    view: Arc<View>,
-    revision: Revision,
-    now: u64,
-    /// Each key touched: when it expired before the group, and its state since.
-    states: HashMap<Arc<str>, (u64, State)>,
-    records: Vec<(Revision, u32, ChangeRecord)>,
-    commits: Vec<Arc<Changes>>,
 }
 
 impl Committer {
@@ -171,15 +160,8 @@ impl Committer {
             Err(error) => return batches.iter().map(|_| Err(copy(&error))).collect(),
         };
         let free = free_bytes(&self.directory).unwrap_or(u64::MAX);
-        let (revision, now) = (view.revision, self.clock.now());
-        let mut group = Group {
-            view,
-            revision,
-            now,
-            states: HashMap::new(),
-            records: Vec::new(),
-            commits: Vec::with_capacity(batches.len()),
-        };
+        let load = |key: &str| view.state(key);
+        let mut group = Group::new(&load, view.revision, self.clock.now());
         let mut results: Vec<Result<Revision>> = Vec::with_capacity(batches.len());
         for batch in batches {
             let room = self.check_room(free, &batch);
@@ -188,14 +170,14 @@ impl Committer {
         if group.commits.is_empty() {
             return results;
         }
-        if let Err(error) = self.write(&group) {
+        if let Err(error) = self.write(&view, &group) {
             tracing::error!(%error, "a group of commits could not be written");
             self.fail(&error);
             // What of it has reached the disk shows when the directory is opened again.
             let unknown = Error::Unavailable { operation: "commit", source: error.into() };
             return results.iter().map(|_| Err(copy(&unknown))).collect();
         }
-        let Group { view, revision, commits, .. } = group;
+        let Group { revision, commits, .. } = group;
         self.publish(&view, revision, view.compacted);
         self.feed.publish(commits);
         results
@@ -214,8 +196,8 @@ impl Committer {
         )))
     }
 
-    fn write(&self, group: &Group) -> Result<()> {
-        let disk = &group.view.disk;
+    fn write(&self, view: &View, group: &Group) -> Result<()> {
+        let disk = &view.disk;
         let mut batch = disk.database.batch().durability(Some(PersistMode::SyncData));
         for (key, (expired_before, state)) in &group.states {
             batch.insert(&disk.current, key.as_bytes(), state.encode());
@@ -251,7 +233,7 @@ impl Committer {
         let Some(failure) = &mut self.failed else { return self.published.now() };
         if failure.no_space {
             let free = free_bytes(&self.directory).unwrap_or(0);
-            if free < REOPEN_BYTES.max(self.options.reserve_bytes) {
+            if free < REOPEN_BYTES.max(self.options.reserve_bytes / 4) {
                 return Err(Error::NoSpace(format!("{free} bytes are free at {}", self.directory.display())));
             }
         }
@@ -377,73 +359,6 @@ impl Committer {
         self.pruned = last;
         self.publish(&view, view.revision, compacted);
         Ok(count >= PRUNE_STEP)
-    }
-}
-
-impl Group {
-    fn state(&self, key: &str) -> Result<Option<State>> {
-        match self.states.get(key) {
-            Some((_, state)) => Ok(Some(state.clone())),
-            None => self.view.state(key),
-        }
-    }
-
-    /// Checks one commit and, if all it expects holds, takes it in at a revision of its own.
-    fn apply(&mut self, batch: Vec<Write>) -> Result<Revision> {
-        let mut priors = Vec::with_capacity(batch.len());
-        for write in &batch {
-            let prior = self.state(&write.key)?;
-            let present = prior.as_ref().filter(|s| s.value.is_some()).map(|s| s.modified);
-            let holds = match write.expect {
-                Expect::Any => true,
-                Expect::Absent => present.is_none(),
-                Expect::At(revision) => present == Some(revision),
-            };
-            if !holds {
-                let current = prior.and_then(|s| s.entry(&write.key));
-                return Err(Error::Conflict { key: write.key.clone(), current });
-            }
-            priors.push(prior);
-        }
-        let revision = Revision(self.revision.0 + 1);
-        let mut changes = Vec::with_capacity(batch.len());
-        for (write, prior) in batch.into_iter().zip(priors) {
-            let live = prior.as_ref().filter(|s| s.value.is_some());
-            let (value, ttl) = match write.op {
-                Op::Put { value, ttl } => (Some(value), ttl),
-                // Deleting what is not there changes nothing.
-                Op::Delete if live.is_none() => continue,
-                Op::Delete => (None, None),
-            };
-            let state = State {
-                modified: revision,
-                index: changes.len() as u32,
-                created: match &value {
-                    Some(_) => live.map_or(revision, |s| s.created),
-                    None => Revision(0),
-                },
-                expires: ttl.map_or(0, |ttl| self.now + (ttl.as_millis() as u64).max(1)),
-                value,
-            };
-            changes.push(Change {
-                revision,
-                key: write.key.clone(),
-                value: state.entry(&write.key),
-                previous: prior.as_ref().and_then(|s| s.entry(&write.key)),
-            });
-            let expired_before = prior.as_ref().map_or(0, |s| s.expires);
-            self.records.push((revision, state.index, ChangeRecord { time: self.now, key: write.key.clone(), prior }));
-            match self.states.get_mut(&write.key) {
-                Some((_, present)) => *present = state,
-                None => drop(self.states.insert(write.key, (expired_before, state))),
-            }
-        }
-        if changes.is_empty() {
-            return Ok(self.revision);
-        }
-        self.revision = revision;
-        self.commits.push(Arc::new(Changes { revision, changes }));
-        Ok(revision)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::Options;
 use crate::{Error, Result, Revision};
+use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -40,7 +41,13 @@ impl Disk {
             .open()
             .map_err(fail)?;
         let keyspace = |name, memtable| {
-            let create = || KeyspaceCreateOptions::default().max_memtable_size(memtable);
+            // Indexes and filters in parts: otherwise a read that misses the small cache loads those of a whole table.
+            let create = || {
+                KeyspaceCreateOptions::default()
+                    .max_memtable_size(memtable)
+                    .index_block_partitioning_policy(PartitioningPolicy::all(true))
+                    .filter_block_partitioning_policy(PartitioningPolicy::all(true))
+            };
             database.keyspace(name, create).map_err(fail)
         };
         let disk = Disk {

@@ -1,28 +1,14 @@
 //! The records of the embedded store and their bytes. Integers in keys are big-endian, so that they sort; integers in
 //! values are little-endian. Every decoder checks what it reads: a record that makes no sense is reported, never guessed.
 
-use crate::{Entry, Error, Result, Revision};
+use crate::group::{ChangeRecord, State};
+use crate::{Error, Result, Revision};
 use bytes::Bytes;
-use std::sync::Arc;
 
 const LIVE: u8 = 1;
 const DELETED: u8 = 2;
 const STATE_HEAD: usize = 1 + 8 + 4 + 8 + 8;
 const CHANGE_HEAD: usize = 8 + 4;
-
-/// What a key is since its last change: a value, or the mark of its deletion, which stays until the deletion is compacted
-/// so that reads at older revisions find their way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State {
-    pub modified: Revision,
-    /// The place of the change within its commit: with `modified`, the key of the change's record in the history.
-    pub index: u32,
-    /// Zero for a deleted key.
-    pub created: Revision,
-    /// When the store deletes the key, in milliseconds since 1970; zero for never.
-    pub expires: u64,
-    pub value: Option<Bytes>,
-}
 
 impl State {
     pub fn encode(&self) -> Vec<u8> {
@@ -55,21 +41,6 @@ impl State {
         };
         Ok(State { modified, index, created, expires, value })
     }
-
-    pub fn entry(&self, key: &Arc<str>) -> Option<Entry> {
-        let value = self.value.clone()?;
-        Some(Entry { key: key.clone(), value, created: self.created, modified: self.modified })
-    }
-}
-
-/// One change of one key, as the history keeps it: what the key was *before*. What it became is its present state or the
-/// `prior` of its next change, so that every version is kept in one place once it is old.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChangeRecord {
-    /// When the commit was made, in milliseconds since 1970: by this the history is kept for a time.
-    pub time: u64,
-    pub key: Arc<str>,
-    pub prior: Option<State>,
 }
 
 impl ChangeRecord {

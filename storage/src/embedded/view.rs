@@ -2,7 +2,8 @@
 //! never changes and never waits for writers; the committer publishes a new one after every group.
 
 use super::disk::Disk;
-use super::record::{ChangeRecord, State, change_key, parse_change_key};
+use super::record::{change_key, parse_change_key};
+use crate::group::{ChangeRecord, State};
 use crate::{Change, Changes, Entry, Error, ListOptions, Page, Result, Revision};
 use fjall::{Readable, Snapshot};
 use std::collections::HashMap;

@@ -2,8 +2,8 @@
 //! into it and owns no copy. A reader that has fallen out of the ring reads on from the history on disk, and one that falls
 //! out of the history gets `Compacted`: nobody slows the writers down.
 
-use super::Published;
 use crate::{Changes, Error, Result, Revision};
+use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
 use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
@@ -16,6 +16,13 @@ use tokio::sync::Notify;
 const STEP_COMMITS: usize = 512;
 /// Commits older than this leave the ring even if there is room: an idle store holds little memory.
 const RING_AGE: Duration = Duration::from_secs(60);
+
+/// Where a reader finds what the ring no longer has.
+#[async_trait]
+pub trait History: Send + Sync + 'static {
+    /// Some of the commits after `after` under `prefix`, in order, and the revision up to which these are all.
+    async fn changes_after(&self, prefix: &str, after: Revision) -> Result<(Vec<Changes>, Revision)>;
+}
 
 pub struct Feed {
     ring: RwLock<Ring>,
@@ -77,6 +84,10 @@ impl Feed {
         }
     }
 
+    pub fn newest(&self) -> Revision {
+        self.ring.read().newest
+    }
+
     /// Leaves out what lies between the newest commit known and `newest`: readers find it on disk.
     pub fn skip_to(&self, newest: Revision) {
         let mut ring = self.ring.write();
@@ -135,7 +146,7 @@ fn change_size(change: &crate::Change) -> usize {
 /// A reader's place; it leaves the list of readers when its stream is dropped.
 struct Cursor {
     feed: Arc<Feed>,
-    published: Arc<Published>,
+    history: Arc<dyn History>,
     reader: Arc<Reader>,
     seen: Revision,
     ready: VecDeque<Changes>,
@@ -150,13 +161,13 @@ impl Drop for Cursor {
 
 pub fn read(
     feed: Arc<Feed>,
-    published: Arc<Published>,
+    history: Arc<dyn History>,
     prefix: &str,
     after: Revision,
 ) -> BoxStream<'static, Result<Changes>> {
     let reader = Arc::new(Reader { prefix: prefix.into(), seen: AtomicU64::new(after.0), wake: Notify::new() });
     feed.readers.lock().push(reader.clone());
-    let cursor = Cursor { feed, published, reader, seen: after, ready: VecDeque::new(), failed: false };
+    let cursor = Cursor { feed, history, reader, seen: after, ready: VecDeque::new(), failed: false };
     stream::unfold(cursor, |mut cursor| async move { Some((cursor.next().await?, cursor)) }).boxed()
 }
 
@@ -203,10 +214,7 @@ impl Cursor {
     }
 
     async fn read_history(&mut self) -> Result<()> {
-        let view = self.published.view().await?;
-        let (reader, after) = (self.reader.clone(), self.seen);
-        let read = tokio::task::spawn_blocking(move || view.changes_after(&reader.prefix, after));
-        let (changes, reached) = read.await.map_err(super::interrupted)??;
+        let (changes, reached) = self.history.changes_after(&self.reader.prefix, self.seen).await?;
         self.ready.extend(changes);
         self.reached(reached);
         Ok(())
