@@ -1,1 +1,86 @@
+//! The controllers that keep a cluster as its objects say it should be, the counterpart of kube-controller-manager.
+//!
+//! Each controller has a folder, and one line in [`table`]. It reads from shared informers, plans from what it finds there,
+//! and acts through a client under its own identity. Nothing is kept that cannot be found again from the API server.
 
+use std::sync::Arc;
+
+use coxswain_client::leader::LeaderElector;
+use coxswain_client::{Client, Informers};
+use futures::FutureExt;
+use tokio_util::sync::CancellationToken;
+
+pub mod common;
+pub mod config;
+pub mod context;
+pub mod table;
+
+mod deployment;
+mod replicaset;
+
+pub use config::{Config, LeaderElection};
+pub use context::Context;
+
+/// Makes the client under which the named controller acts, such as that of its service account in `kube-system`.
+pub type ClientFactory = Arc<dyn Fn(&str) -> Client + Send + Sync>;
+
+/// Why the controllers did not run, or ended without being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("leadership was lost")]
+    LeadershipLost,
+    #[error("{0:?} is not in the list of known controllers")]
+    UnknownController(String),
+}
+
+/// Runs the enabled controllers until `shutdown`. `client` is the manager's own identity, for reading and for its lease;
+/// without `identities` the controllers act under it as well.
+pub async fn run(
+    config: Config,
+    client: Client,
+    identities: Option<ClientFactory>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    config.check_names()?;
+    let Some(election) = config.leader_election.clone() else {
+        run_controllers(config, client, identities, shutdown).await;
+        return Ok(());
+    };
+    let mut elector =
+        LeaderElector::new(client.clone(), &election.namespace, &election.name, LeaderElector::identity());
+    elector.lease_duration = election.lease_duration;
+    elector.renew_deadline = election.renew_deadline;
+    elector.retry_period = election.retry_period;
+    let ended = elector.run(shutdown, move |leading| run_controllers(config, client, identities, leading)).await;
+    if ended { Ok(()) } else { Err(Error::LeadershipLost) }
+}
+
+async fn run_controllers(
+    config: Config,
+    client: Client,
+    identities: Option<ClientFactory>,
+    shutdown: CancellationToken,
+) {
+    let config = Arc::new(config);
+    let informers = Informers::new(client.clone());
+    let mut running = tokio::task::JoinSet::new();
+    for controller in table::CONTROLLERS {
+        if !config.enables(controller) {
+            continue;
+        }
+        let own = identities.as_ref().map_or_else(|| client.clone(), |identities| identities(controller.identity));
+        let context = Context::new(config.clone(), informers.clone(), own, controller, shutdown.clone());
+        let name = controller.name;
+        running.spawn((controller.start)(context).map(move |()| name));
+    }
+    while let Some(ended) = running.join_next().await {
+        match ended {
+            Ok(name) if !shutdown.is_cancelled() => tracing::warn!(controller = name, "ended early"),
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "a controller ended by a panic"),
+        }
+    }
+    // Controllers that have nothing to do may all have ended; the manager stays until it is told to go.
+    shutdown.cancelled().await;
+    informers.stop();
+}

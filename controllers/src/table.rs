@@ -1,0 +1,64 @@
+//! All controllers, under the names that `--controllers` takes.
+
+use futures::future::BoxFuture;
+
+use crate::Context;
+
+/// One controller. Its task ends when the context's `shutdown` is cancelled.
+pub struct Controller {
+    pub name: &'static str,
+    /// The name it had before v1.28, which is still taken.
+    pub alias: &'static str,
+    /// Its service account in `kube-system`.
+    pub identity: &'static str,
+    /// The source of its events.
+    pub event_source: &'static str,
+    /// Whether `*` includes it.
+    pub default: bool,
+    pub start: fn(Context) -> BoxFuture<'static, ()>,
+}
+
+macro_rules! controller {
+    ($name:literal, $alias:literal, $identity:literal, $event_source:literal, $start:path) => {
+        controller!($name, $alias, $identity, $event_source, $start, true)
+    };
+    ($name:literal, $alias:literal, $identity:literal, $event_source:literal, $start:path, $default:literal) => {
+        Controller {
+            name: $name,
+            alias: $alias,
+            identity: $identity,
+            event_source: $event_source,
+            default: $default,
+            start: |context| Box::pin($start(context)),
+        }
+    };
+}
+
+/// Name, former name, service account, event source, entry.
+#[rustfmt::skip]
+pub const CONTROLLERS: &[Controller] = &[
+    controller!("deployment-controller", "deployment", "deployment-controller", "deployment-controller", crate::deployment::run),
+    controller!("replicaset-controller", "replicaset", "replicaset-controller", "replicaset-controller", crate::replicaset::run),
+    controller!("replicationcontroller-controller", "replicationcontroller", "replication-controller", "replication-controller", crate::replicaset::run_replication_controllers),
+];
+
+/// Controllers of upstream that have nothing to do here: their names are accepted.
+#[rustfmt::skip]
+const WITHOUT_EFFECT: &[&str] = &[
+    "bootstrap-signer-controller", "bootstrapsigner", "token-cleaner-controller", "tokencleaner",
+    "service-lb-controller", "service", "node-route-controller", "route", "cloud-node-lifecycle-controller", "cloud-node-lifecycle",
+    "persistentvolume-expander-controller", "persistentvolume-expander", "storage-version-migrator-controller",
+    "storageversion-garbage-collector-controller", "storage-version-gc", "resourceclaim-controller", "resource-claim-controller",
+    "legacy-serviceaccount-token-cleaner-controller", "legacy-service-account-token-cleaner", "validatingadmissionpolicy-status-controller",
+    "service-cidr-controller", "kube-apiserver-serving-clustertrustbundle-publisher-controller", "selinux-warning-controller",
+    "volumeattributesclass-protection-controller", "device-taint-eviction-controller", "podcertificaterequest-cleaner-controller",
+    "serviceaccount-token-controller", "serviceaccount-token", "serviceaccount-controller", "serviceaccount",
+];
+
+pub fn is_named(controller: &Controller, name: &str) -> bool {
+    controller.name == name || controller.alias == name
+}
+
+pub fn is_known(name: &str) -> bool {
+    CONTROLLERS.iter().any(|controller| is_named(controller, name)) || WITHOUT_EFFECT.contains(&name)
+}
