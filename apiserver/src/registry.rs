@@ -4,7 +4,10 @@
 //! [`builtin`] names the home of every resource that has one; what it does not name behaves as [`resource::Resource`]'s
 //! defaults say.
 
+pub mod authentication;
+pub mod authorization;
 pub mod builtin;
+pub mod certificates;
 pub mod convert;
 pub mod core;
 pub mod create;

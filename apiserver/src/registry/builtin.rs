@@ -2,7 +2,7 @@
 //!
 //! A resource without code of its own is [`Plain`]: a few yes-or-no facts, everything else is the pipeline's.
 
-use super::core;
+use super::{certificates, core, rbac};
 use super::resource::{MetadataChecks, Propagation, Resource};
 use coxswain_api::{Value, names};
 use std::sync::Arc;
@@ -47,7 +47,7 @@ static HOMES: &[Line] = &[
     ("autoscaling", "horizontalpodautoscalers", home!(PLAIN)),
     ("batch", "cronjobs", home!(PLAIN.generation())),
     ("batch", "jobs", home!(PLAIN.generation().orphans())),
-    ("certificates.k8s.io", "certificatesigningrequests", home!(PLAIN)),
+    ("certificates.k8s.io", "certificatesigningrequests", home!(certificates::CertificateSigningRequests)),
     ("coordination.k8s.io", "leases", home!(PLAIN.versioned().created_on_update())),
     ("discovery.k8s.io", "endpointslices", home!(PLAIN.generation().checks_once())),
     ("flowcontrol.apiserver.k8s.io", "flowschemas", home!(PLAIN.generation().checks_once())),
@@ -59,10 +59,10 @@ static HOMES: &[Line] = &[
     ("networking.k8s.io", "servicecidrs", home!(PLAIN)),
     ("node.k8s.io", "runtimeclasses", home!(PLAIN.versioned())),
     ("policy", "poddisruptionbudgets", home!(PLAIN.generation().versioned().checks_once())),
-    ("rbac.authorization.k8s.io", "clusterrolebindings", home!(PLAIN.created_on_update().named(names::path_segment))),
-    ("rbac.authorization.k8s.io", "clusterroles", home!(PLAIN.created_on_update().named(names::path_segment))),
-    ("rbac.authorization.k8s.io", "rolebindings", home!(PLAIN.created_on_update().named(names::path_segment))),
-    ("rbac.authorization.k8s.io", "roles", home!(PLAIN.created_on_update().named(names::path_segment))),
+    ("rbac.authorization.k8s.io", "clusterrolebindings", home!(rbac::Binding { namespaced: false })),
+    ("rbac.authorization.k8s.io", "clusterroles", home!(rbac::Role { namespaced: false })),
+    ("rbac.authorization.k8s.io", "rolebindings", home!(rbac::Binding { namespaced: true })),
+    ("rbac.authorization.k8s.io", "roles", home!(rbac::Role { namespaced: true })),
     ("resource.k8s.io", "deviceclasses", home!(PLAIN.generation().returns_object())),
     ("resource.k8s.io", "resourceclaims", home!(PLAIN.returns_object())),
     ("resource.k8s.io", "resourceclaimtemplates", home!(PLAIN.returns_object())),

@@ -47,13 +47,13 @@ impl Pipeline {
         metadata::dedup_owner_references(&mut object, &call.ctx.warnings, false);
         let admission_options = options.admission_object("CreateOptions");
 
+        managed_fields::update(None, &mut object, &super::update::writer(call));
         if let Some(virtual_create) = virtual_create {
             self.admit(call, Operation::Create, &admission_options, &name, Some(&mut object), None).await?;
             let tree = virtual_create.create(self, call, &name, object).await?;
             return Ok(Reply { code: 201, content: Content::Tree(tree) });
         }
 
-        managed_fields::update(None, &mut object, &super::update::writer(call));
         let mut object = convert::to_hub(call, object)?;
         self.admit(call, Operation::Create, &admission_options, &name, Some(&mut object), None).await?;
         metadata::dedup_owner_references(&mut object, &call.ctx.warnings, true);

@@ -1,0 +1,258 @@
+//! Requests for certificates (upstream: `pkg/registry/certificates` and `pkg/apis/certificates`).
+//!
+//! Signing is a controller's; here is who asked, what may be asked for, and that a decision is final.
+
+use super::resource::Resource;
+use crate::request::Context;
+use base64::Engine;
+use coxswain_api::field::{Error, ErrorList, Path, View};
+use coxswain_api::{Value, names};
+use serde_json::json;
+use x509_parser::prelude::{FromDer, X509CertificationRequest};
+
+/// `certificatesigningrequests`
+pub struct CertificateSigningRequests;
+
+const FINAL: [&str; 3] = ["Approved", "Denied", "Failed"];
+
+#[rustfmt::skip]
+const USAGES: [&str; 23] = [
+    "any", "cert sign", "client auth", "code signing", "content commitment", "crl sign", "data encipherment",
+    "decipher only", "digital signature", "email protection", "encipher only", "ipsec end system", "ipsec tunnel",
+    "ipsec user", "key agreement", "key encipherment", "microsoft sgc", "netscape sgc", "ocsp signing", "s/mime",
+    "server auth", "signing", "timestamping",
+];
+
+impl Resource for CertificateSigningRequests {
+    fn prepare_for_create(&self, ctx: &Context, object: &mut Value) {
+        // Who asks is not for the asker to say.
+        let user = &ctx.user;
+        let spec = &mut object["spec"];
+        spec["username"] = json!(user.name);
+        spec["uid"] = json!(user.uid);
+        spec["groups"] = json!(user.groups);
+        spec["extra"] = json!(user.extra);
+        if let Some(object) = object.as_object_mut() {
+            object.insert("status".into(), json!({}));
+        }
+    }
+
+    fn prepare_for_update(&self, ctx: &Context, object: &mut Value, old: &Value, subresource: &str) {
+        object["spec"] = old["spec"].clone();
+        match subresource {
+            "" => object["status"] = old["status"].clone(),
+            "approval" => {
+                // The certificate is the signer's, conditions that the approver did not make stay.
+                let conditions = object["status"]["conditions"].take();
+                object["status"] = old["status"].clone();
+                object["status"]["conditions"] = conditions;
+                fill_conditions(ctx, object, old);
+            }
+            _ => {
+                // Approval is not the signer's.
+                let is_verdict = |c: &Value| matches!(c["type"].as_str(), Some("Approved" | "Denied"));
+                let list = |o: &Value| o["status"]["conditions"].as_array().cloned().unwrap_or_default();
+                let mut conditions = list(object);
+                conditions.retain(|c| !is_verdict(c));
+                let verdicts: Vec<Value> = list(old).into_iter().filter(is_verdict).collect();
+                conditions.splice(0..0, verdicts);
+                object["status"]["conditions"] = json!(conditions);
+                fill_conditions(ctx, object, old);
+            }
+        }
+    }
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let spec = View::new(object.get("spec"), Path::new("spec"));
+        let mut errors = ErrorList::new();
+        let request = spec.child("request");
+        if let Err(why) = parse_request(request.str()) {
+            errors.push(Error::invalid(request.path(), request.str(), why));
+        }
+        let usages = spec.child("usages");
+        if usages.is_empty() {
+            errors.push(Error::required(usages.path(), ""));
+        }
+        let mut seen = Vec::new();
+        for usage in usages.items() {
+            if !USAGES.contains(&usage.str()) {
+                errors.push(Error::not_supported(usage.path(), usage.str(), &USAGES));
+            }
+            if seen.contains(&usage.str()) {
+                errors.push(Error::duplicate(usage.path(), usage.str()));
+            }
+            seen.push(usage.str());
+        }
+        check_signer_name(&spec.child("signerName"), &mut errors);
+        let expiration = spec.child("expirationSeconds");
+        if expiration.opt_i64().is_some_and(|seconds| seconds < 600) {
+            let why = "may not specify a duration less than 600 seconds (10 minutes)";
+            errors.push(Error::invalid(expiration.path(), expiration.i64(), why));
+        }
+        errors.extend(check_conditions(object));
+        errors
+    }
+
+    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
+        let mut errors = self.validate(ctx, object);
+        // What was accepted once stays acceptable: only the status can have changed.
+        errors.retain(|e| !e.field.starts_with("spec"));
+        let conditions = Path::new("status").child("conditions");
+        let of = |o: &Value, kind: &str| -> Vec<Value> {
+            let all = o["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            all.into_iter().filter(|c| c["type"] == kind).collect()
+        };
+        for kind in FINAL {
+            let (new, before) = (of(object, kind), of(old, kind));
+            let may_add = match kind {
+                "Failed" => subresource != "",
+                _ => subresource == "approval",
+            };
+            if new.len() > before.len() && !may_add {
+                let what = if subresource.is_empty() { "update" } else { subresource };
+                let why = format!("updates may not add a condition of type {}", coxswain_api::field::go_quote(kind));
+                let _ = what;
+                errors.push(Error::forbidden(&conditions, why));
+            }
+            if new.len() < before.len() {
+                let quoted = coxswain_api::field::go_quote(kind);
+                errors.push(Error::forbidden(&conditions, format!("updates may not remove a condition of type {quoted}")));
+            } else if new.len() == before.len() && new != before {
+                let quoted = coxswain_api::field::go_quote(kind);
+                errors.push(Error::forbidden(&conditions, format!("updates may not modify a condition of type {quoted}")));
+            }
+        }
+        let certificate = &object["status"]["certificate"];
+        let before = &old["status"]["certificate"];
+        let empty = |v: &Value| v.as_str().unwrap_or_default().is_empty();
+        let path = Path::new("status").child("certificate");
+        if subresource == "status" && !empty(certificate) && empty(before) {
+            if let Err(why) = check_certificate(certificate.as_str().unwrap_or_default()) {
+                errors.push(Error::invalid(&path, "<certificate data>", why));
+            }
+        } else if !empty(before) && certificate != before {
+            errors.push(Error::forbidden(&path, "updates may not change existing certificate content"));
+        }
+        errors
+    }
+
+    fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
+        vec![("spec.signerName", object["spec"]["signerName"].as_str().unwrap_or_default().to_owned())]
+    }
+
+    fn selectable_labels(&self) -> &'static [&'static str] {
+        &["spec.signerName"]
+    }
+
+    fn reset_fields(&self, subresource: &str) -> Option<&'static [&'static str]> {
+        Some(match subresource {
+            "" => &["status"],
+            "approval" => &["spec", "status.certificate"],
+            _ => &["spec"],
+        })
+    }
+}
+
+/// Times that were not given: a new condition was updated now, and moved now if its status did.
+fn fill_conditions(ctx: &Context, object: &mut Value, old: &Value) {
+    let now = ctx.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let before = old["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    for condition in object["status"]["conditions"].as_array_mut().into_iter().flatten() {
+        if condition["lastUpdateTime"].is_null() {
+            condition["lastUpdateTime"] = json!(now);
+        }
+        if condition["lastTransitionTime"].is_null() {
+            let same = before.iter().find(|c| c["type"] == condition["type"] && c["status"] == condition["status"]);
+            let kept = same.map(|c| c["lastTransitionTime"].clone()).filter(|t| !t.is_null());
+            condition["lastTransitionTime"] = kept.unwrap_or_else(|| json!(now));
+        }
+    }
+}
+
+fn check_conditions(object: &Value) -> ErrorList {
+    let mut errors = ErrorList::new();
+    let list = View::new(object.get("status"), Path::new("status")).child("conditions");
+    let (mut approved, mut denied) = (false, false);
+    let mut seen: Vec<&str> = Vec::new();
+    for condition in list.items() {
+        let (kind, status) = (condition.child("type"), condition.child("status"));
+        if kind.is_empty() {
+            errors.push(Error::required(kind.path(), ""));
+        }
+        let verdict = FINAL.contains(&kind.str());
+        let allowed: &[&str] = if verdict { &["True"] } else { &["False", "True", "Unknown"] };
+        if status.is_empty() {
+            errors.push(Error::required(status.path(), ""));
+        } else if !allowed.contains(&status.str()) {
+            errors.push(Error::not_supported(status.path(), status.str(), allowed));
+        }
+        approved |= kind.str() == "Approved";
+        denied |= kind.str() == "Denied";
+        let other = match kind.str() {
+            "Approved" if denied => Some("Denied"),
+            "Denied" if approved => Some("Approved"),
+            _ => None,
+        };
+        if other.is_some() {
+            errors.push(Error::invalid(
+                kind.path(),
+                kind.str(),
+                "Approved and Denied conditions are mutually exclusive",
+            ));
+        }
+        if seen.contains(&kind.str()) {
+            errors.push(Error::duplicate(kind.path(), kind.str()));
+        }
+        seen.push(kind.str());
+    }
+    errors
+}
+
+/// Base64 of the PEM of a PKCS#10 request whose signature is good.
+fn parse_request(text: &str) -> Result<(), String> {
+    const WRONG_TYPE: &str = "PEM block type must be CERTIFICATE REQUEST";
+    let pem = base64::engine::general_purpose::STANDARD.decode(text).map_err(|_| WRONG_TYPE.to_owned())?;
+    let (_, block) = x509_parser::pem::parse_x509_pem(&pem).map_err(|_| WRONG_TYPE.to_owned())?;
+    if block.label != "CERTIFICATE REQUEST" {
+        return Err(WRONG_TYPE.into());
+    }
+    let (_, request) = X509CertificationRequest::from_der(&block.contents)
+        .map_err(|_| "asn1: structure error: malformed certificate request".to_owned())?;
+    request.verify_signature().map_err(|_| "x509: the signature of the request is not valid".to_owned())
+}
+
+fn check_certificate(text: &str) -> Result<(), String> {
+    let pem = base64::engine::general_purpose::STANDARD.decode(text).map_err(|e| e.to_string())?;
+    let mut rest: &[u8] = &pem;
+    let mut any = false;
+    while let Ok((next, block)) = x509_parser::pem::parse_x509_pem(rest) {
+        if block.label != "CERTIFICATE" {
+            return Err(format!("only CERTIFICATE PEM blocks are allowed, found {}", coxswain_api::field::go_quote(&block.label)));
+        }
+        block.parse_x509().map_err(|e| e.to_string())?;
+        any = true;
+        rest = next;
+    }
+    if any { Ok(()) } else { Err("must contain at least one CERTIFICATE PEM block".into()) }
+}
+
+/// `domain/path` with a domain of at least two segments (upstream: `ValidateSignerName`).
+fn check_signer_name(signer: &View<'_>, errors: &mut ErrorList) {
+    let (path, name) = (signer.path(), signer.str());
+    if name.is_empty() {
+        errors.push(Error::required(path, ""));
+        return;
+    }
+    let Some((domain, rest)) = name.split_once('/').filter(|(_, rest)| !rest.contains('/')) else {
+        errors.push(Error::invalid(path, name, "must be a fully qualified domain and path of the form 'example.com/signer-name'"));
+        return;
+    };
+    for why in names::dns1123_subdomain(domain, false) {
+        errors.push(Error::invalid(path, domain, format!("validating label {}: {why}", coxswain_api::field::go_quote(domain))));
+    }
+    if !domain.contains('.') {
+        errors.push(Error::invalid(path, domain, "should be a domain with at least two segments separated by dots"));
+    }
+    let wrong = rest.split('.').flat_map(|label| names::dns1123_label(label, false));
+    errors.extend(wrong.map(|why| Error::invalid(path, rest, why)));
+}
