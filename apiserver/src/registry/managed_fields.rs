@@ -1,12 +1,18 @@
 //! Who owns which field, as the pipeline asks for it (upstream: `handlers/fieldmanager`).
+//!
+//! The reckoning itself is [`coxswain_api::managed_fields`]; here it learns the versions of the resource and the scale
+//! subresource's paths.
 
-use coxswain_api::schema::StructRef;
+use coxswain_api::field_set::Set;
+use coxswain_api::managed_fields::{self as fields, scale};
+use coxswain_api::schema::{StructRef, builtin};
 use coxswain_api::{Status, Value};
 
 /// One writer of an object.
 pub struct Writer<'a> {
     pub manager: &'a str,
     pub api_version: String,
+    pub kind: &'a str,
     pub subresource: &'a str,
     pub now: jiff::Timestamp,
     pub schema: &'a StructRef,
@@ -14,19 +20,85 @@ pub struct Writer<'a> {
     pub reset: &'static [&'static str],
 }
 
-pub fn update(_live: Option<&Value>, _object: &mut Value, _writer: &Writer<'_>) {}
+/// The other versions of the writer's kind. Where versions differ in more than their name, the conversion of the registry
+/// knows how.
+struct Siblings<'a>(&'a Writer<'a>);
 
-pub fn apply(_live: Option<&Value>, config: &Value, _force: bool, _writer: &Writer<'_>) -> Result<Value, Status> {
-    Ok(config.clone())
+impl fields::Versions for Siblings<'_> {
+    fn schema(&self, api_version: &str) -> Option<StructRef> {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let own_group = self.0.api_version.split_once('/').map_or("", |(group, _)| group);
+        if self.0.schema.name.is_empty() && group == own_group {
+            return Some(self.0.schema.clone());
+        }
+        builtin().kind(group, version, self.0.kind).cloned()
+    }
+
+    fn convert(&self, object: &Value, api_version: &str) -> Option<Value> {
+        let mut object = object.clone();
+        object.as_object_mut()?.insert("apiVersion".into(), api_version.into());
+        Some(object)
+    }
+}
+
+impl Writer<'_> {
+    fn write<T>(&self, act: impl FnOnce(&fields::Write<'_>) -> T) -> T {
+        let reset = Set::of_fields(self.reset);
+        act(&fields::Write {
+            schema: self.schema,
+            api_version: &self.api_version,
+            kind: self.kind,
+            manager: self.manager,
+            subresource: self.subresource,
+            reset: (!reset.is_empty()).then_some(&reset),
+            versions: &Siblings(self),
+            now: self.now,
+        })
+    }
+}
+
+/// Brings the list of the new object up to date after any write but an apply; `live` is none on create.
+pub fn update(live: Option<&Value>, object: &mut Value, writer: &Writer<'_>) {
+    writer.write(|write| fields::update(write, live, object));
+}
+
+/// The live object with a configuration merged in. It is to be made canonical and defaulted by the caller.
+pub fn apply(live: Option<&Value>, config: &Value, force: bool, writer: &Writer<'_>) -> Result<Value, Status> {
+    writer.write(|write| fields::apply(write, live, config, force)).map(|applied| applied.object)
+}
+
+/// How a configuration is named in the refusal of what came of it.
+pub fn describe(config: &Value, writer: &Writer<'_>) -> String {
+    writer.write(|write| fields::describe(config, write))
 }
 
 /// Translates managed fields between an object and its scale.
-pub struct ScaleHandler;
+pub struct ScaleHandler {
+    entries: Option<Value>,
+    api_version: String,
+}
+
+const REPLICAS: &[&str] = &["spec", "replicas"];
+
+/// Where every workload that scales keeps its number of replicas.
+const PATHS: scale::Mappings<'static> = &[("v1", Some(REPLICAS)), ("apps/v1", Some(REPLICAS))];
 
 impl ScaleHandler {
-    pub fn new(_object: &Value, _api_version: &str) -> Self {
-        Self
+    pub fn new(object: &Value, api_version: &str) -> Self {
+        Self { entries: fields::entries_of(object).cloned(), api_version: api_version.to_owned() }
     }
-    pub fn to_subresource(&self, _scale: &mut Value) {}
-    pub fn to_parent(&self, _scale: &Value, _object: &mut Value) {}
+
+    /// Gives the scale the entries of whoever owns the number of replicas.
+    pub fn to_subresource(&self, scale: &mut Value) {
+        // A list that cannot be read is as good as none, as everywhere.
+        fields::set_entries(scale, scale::to_scale(self.entries.as_ref(), PATHS).unwrap_or_default());
+    }
+
+    /// Gives the object the entries that follow from what a write left in the scale.
+    pub fn to_parent(&self, scale: &Value, object: &mut Value) {
+        let scaled = fields::entries_of(scale);
+        if let Ok(entries) = scale::to_parent(self.entries.as_ref(), scaled, &self.api_version, PATHS) {
+            fields::set_entries(object, entries);
+        }
+    }
 }

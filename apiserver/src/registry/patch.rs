@@ -90,6 +90,7 @@ impl Patch {
         let writer = managed_fields::Writer {
             manager: &call.ctx.field_manager,
             api_version: shape.version.api_version(),
+            kind: shape.kind,
             subresource,
             now: call.ctx.now,
             schema: shape.schema,
@@ -144,7 +145,7 @@ impl Patch {
         current: Option<&Value>,
         writer: &managed_fields::Writer<'_>,
     ) -> Result<Value, Status> {
-        let mut object = managed_fields::apply(current, &self.value, self.options.force, writer)?;
+        let object = managed_fields::apply(current, &self.value, self.options.force, writer)?;
         match self.options.field_validation {
             FieldValidation::Strict if !self.strict_errors.is_empty() => {
                 let list = self.strict_errors.join("\n  ");
@@ -153,7 +154,18 @@ impl Patch {
             FieldValidation::Warn => self.strict_errors.iter().for_each(|e| call.ctx.warnings.add(e.clone())),
             _ => {}
         }
-        codec::canonicalize(&mut object, shape.schema);
+        // What the schema of apply lets through may still be no value of its type, such as a quantity.
+        let mut object = codec::json::decode_tree(&object, shape.schema)
+            .map_err(|e| {
+                let (DecodeError::Syntax(why) | DecodeError::Value(why)) = e;
+                let who = managed_fields::describe(&self.value, writer);
+                let kind = who.split_once("; ").map_or("", |(_, kind)| kind);
+                let message = format!(
+                    "failed to convert new object ({who}) to proper version: unable to convert unstructured object to {kind}: {why}"
+                );
+                Status::new(500, "", message)
+            })?
+            .value;
         decode::stamp(&mut object, shape);
         decode::set_defaults(call, &mut object, shape);
         Ok(object)

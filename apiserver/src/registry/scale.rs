@@ -89,6 +89,7 @@ impl Change for ScaleChange<'_> {
                 let writer = managed_fields::Writer {
                     manager: &call.ctx.field_manager,
                     api_version: shape.version.api_version(),
+                    kind: shape.kind,
                     subresource: "",
                     now: call.ctx.now,
                     schema: shape.schema,

@@ -290,6 +290,7 @@ pub(super) fn writer(call: &Call) -> managed_fields::Writer<'_> {
     managed_fields::Writer {
         manager: &call.ctx.field_manager,
         api_version: call.shape().version.api_version(),
+        kind: call.shape().kind,
         subresource: call.subresource(),
         now: call.ctx.now,
         schema: call.shape().schema,
