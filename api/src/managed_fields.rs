@@ -12,7 +12,7 @@ mod last_applied;
 mod ownership;
 pub mod scale;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, describe};
 pub use entries::validate_entries;
 
 use crate::apply::zero;

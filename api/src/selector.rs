@@ -1,7 +1,7 @@
 //! Label selectors and field selectors (upstream: `apimachinery/pkg/labels`, `pkg/fields` and
 //! `metav1.LabelSelectorAsSelector`).
 
-mod field_selector;
+pub mod field_selector;
 mod parse;
 
 pub use field_selector::{FieldRequirement, FieldSelector, escape_field_value};
