@@ -51,12 +51,13 @@ pub struct Connections {
 
 impl Connections {
     /// `schema` holds the tables. A server that vanishes within a transaction must not hold up the others for long, and no
-    /// setting of the database may make an acknowledged commit less than durable.
+    /// setting of the database may make an acknowledged commit less than durable. Compiling plans takes longer than these
+    /// queries ever do.
     pub fn new(url: &str, schema: &str) -> Result<Connections> {
         let mut config: Config = url.parse().map_err(|e| error("open", e))?;
         let options = format!(
             "{} -c search_path={schema} -c synchronous_commit=on -c default_transaction_isolation=read\\ committed \
-             -c idle_in_transaction_session_timeout=10s -c client_min_messages=warning",
+             -c idle_in_transaction_session_timeout=10s -c client_min_messages=warning -c jit=off",
             config.get_options().unwrap_or_default()
         );
         config.options(options).application_name("coxswain").keepalives_idle(Duration::from_secs(10));
