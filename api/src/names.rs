@@ -29,7 +29,7 @@ pub fn regex_error(message: &str, regex: &str, examples: &[&str]) -> String {
         return format!("{message} (regex used for validation is '{regex}')");
     }
     let examples: Vec<String> = examples.iter().map(|e| format!("'{e}', ")).collect();
-    format!("{message} (e.g. {}regex used for validation is '{regex}')", examples.join("or "))
+    format!("{message} (e.g. {}regex used for validation is '{regex}')", examples.join(" or "))
 }
 
 fn lower_alnum(b: u8) -> bool {
@@ -424,7 +424,7 @@ mod tests {
         assert_eq!(qualified_name("a/b/c").len(), 1);
         assert_eq!(qualified_name("").len(), 2);
         assert!(label_value("").is_empty() && !label_value("-a").is_empty());
-        assert_eq!(regex_error("m", "r", &["a", "b"]), "m (e.g. 'a', or 'b', regex used for validation is 'r')");
+        assert_eq!(regex_error("m", "r", &["a", "b"]), "m (e.g. 'a',  or 'b', regex used for validation is 'r')");
         assert_eq!(port_name("").len(), 2);
         assert!(relaxed_env_var_name("a b").is_empty() && !relaxed_env_var_name("a=b").is_empty());
     }
