@@ -1,8 +1,8 @@
 //! Values with a schema: validate, list their fields, compare, merge and prune them (upstream: `structured-merge-diff/typed`
 //! and `kube-openapi/pkg/schemaconv`). Who owns what, and server-side apply itself, is in [`crate::managed_fields`].
 //!
-//! What upstream derives from OpenAPI is read from the schema here, by [`Atom`]: lists without a list type are associative
-//! where strategic merge says so, else atomic; maps and structs are granular unless marked atomic.
+//! What upstream derives from OpenAPI is read from the schema here, by [`Atom`]: lists are atomic unless their list type says
+//! otherwise, maps and structs are granular unless marked atomic.
 
 mod compare;
 mod merge;
@@ -72,7 +72,7 @@ impl<'a> Atom<'a> {
             }),
             Type::Struct(s) => Atom::Struct { this: s, atomic: s.atomic || field.is_some_and(|f| f.atomic) },
             Type::Map(map) => Atom::Map { value: &map.value, atomic: map.atomic || field.is_some_and(|f| f.atomic) },
-            Type::List(list) => Atom::List { element: &list.element, keys: Keys::of(list, field) },
+            Type::List(list) => Atom::List { element: &list.element, keys: Keys::of(list) },
             Type::Any(AnyKind::RawExtension) => Atom::Opaque,
             Type::Any(_) => Atom::Deduced,
         }
@@ -120,18 +120,11 @@ impl<'a> Atom<'a> {
 static ANY: Type = Type::Any(AnyKind::Unknown);
 
 impl<'a> Keys<'a> {
-    fn of(list: &'a List, field: Option<&'a Field>) -> Self {
+    fn of(list: &'a List) -> Self {
         match &list.kind {
             ListKind::Set => Keys::Set,
             ListKind::Map(keys) => Keys::Fields(keys),
-            // A list type that is stated outright wins over what strategic merge patch says.
-            ListKind::Atomic => match field {
-                Some(field) if !field.atomic && field.patch.merge => match &field.patch.merge_key {
-                    Some(key) => Keys::Fields(std::slice::from_ref(key)),
-                    None => Keys::Set,
-                },
-                _ => Keys::Atomic,
-            },
+            ListKind::Atomic => Keys::Atomic,
         }
     }
 
