@@ -4,6 +4,7 @@
 //! [`builtin`] names the home of every resource that has one; what it does not name behaves as [`resource::Resource`]'s
 //! defaults say.
 
+pub mod allocators;
 pub mod authentication;
 pub mod authorization;
 pub mod builtin;

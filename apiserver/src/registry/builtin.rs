@@ -2,8 +2,8 @@
 //!
 //! A resource without code of its own is [`Plain`]: a few yes-or-no facts, everything else is the pipeline's.
 
-use super::{certificates, core, rbac};
 use super::resource::{MetadataChecks, Propagation, Resource};
+use super::{certificates, core, rbac};
 use coxswain_api::{Value, names};
 use std::sync::Arc;
 
@@ -31,6 +31,7 @@ static HOMES: &[Line] = &[
     ("", "resourcequotas", home!(PLAIN.returns_object())),
     ("", "secrets", home!(core::secret::Secrets)),
     ("", "serviceaccounts", home!(core::service_account::ServiceAccounts)),
+    ("", "services", home!(core::service::Services)),
     ("admissionregistration.k8s.io", "mutatingadmissionpolicies", home!(PLAIN.generation().versioned().checks_once())),
     ("admissionregistration.k8s.io", "mutatingadmissionpolicybindings", home!(PLAIN.generation().versioned().checks_once())),
     ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", home!(PLAIN.generation().versioned().checks_once())),

@@ -7,4 +7,5 @@ pub mod limit_range;
 pub mod namespace;
 pub mod quantities;
 pub mod secret;
+pub mod service;
 pub mod service_account;

@@ -45,26 +45,43 @@ impl Pipeline {
         }
         metadata::ensure_namespace(&mut object, call.namespace())?;
         metadata::dedup_owner_references(&mut object, &call.ctx.warnings, false);
-        let admission_options = options.admission_object("CreateOptions");
-
-        managed_fields::update(None, &mut object, &super::update::writer(call));
         if let Some(virtual_create) = virtual_create {
+            let admission_options = options.admission_object("CreateOptions");
+            managed_fields::update(None, &mut object, &super::update::writer(call));
             self.admit(call, Operation::Create, &admission_options, &name, Some(&mut object), None).await?;
             let tree = virtual_create.create(self, call, &name, object).await?;
             return Ok(Reply { code: 201, content: Content::Tree(tree) });
         }
+        let outcome = self.create_decoded(call, object, &options).await?;
+        Ok(Reply { code: 201, content: outcome.content() })
+    }
 
+    /// From a decoded object in the version of the request to a stored one.
+    pub(super) async fn create_decoded(
+        &self,
+        call: &Call,
+        mut object: Value,
+        options: &WriteOptions,
+    ) -> Result<Outcome, Status> {
+        let admission_options = options.admission_object("CreateOptions");
+        let name = match call.name() {
+            "" => metadata::text(&object, "name").to_owned(),
+            name => name.to_owned(),
+        };
+        managed_fields::update(None, &mut object, &super::update::writer(call));
         let mut object = convert::to_hub(call, object)?;
         self.admit(call, Operation::Create, &admission_options, &name, Some(&mut object), None).await?;
         metadata::dedup_owner_references(&mut object, &call.ctx.warnings, true);
 
-        let generates = metadata::text(&object, "name").is_empty() && !metadata::text(&object, "generateName").is_empty();
+        let generates =
+            metadata::text(&object, "name").is_empty() && !metadata::text(&object, "generateName").is_empty();
         let mut attempt = 1;
         loop {
-            let candidate = if generates && attempt < NAME_ATTEMPTS_MAX { object.clone() } else { std::mem::take(&mut object) };
-            match self.create_object(call, candidate, &options, &admission_options).await {
+            let candidate =
+                if generates && attempt < NAME_ATTEMPTS_MAX { object.clone() } else { std::mem::take(&mut object) };
+            match self.create_object(call, candidate, options, &admission_options).await {
                 Err(status) if generates && status.is_already_exists() && attempt < NAME_ATTEMPTS_MAX => attempt += 1,
-                other => return Ok(Reply { code: 201, content: other?.content() }),
+                other => return other,
             }
         }
     }
@@ -114,7 +131,7 @@ impl Pipeline {
         let strategy = call.strategy();
         metadata::fill_system_fields(object, call.ctx.now);
         let taken = match strategy.hooks() {
-            Some(hooks) => Some(hooks.begin(call, object, None).await?),
+            Some(hooks) => Some(hooks.begin(self, call, object, None).await?),
             None => None,
         };
         metadata::ensure_namespace(object, call.namespace())?;

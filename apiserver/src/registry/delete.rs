@@ -1,10 +1,10 @@
 //! DELETE of one object and of a collection (upstream: `handlers/delete.go`, `rest.BeforeDelete`, `Store.Delete`).
 
+use super::decode;
 use super::metadata;
 use super::options::DeleteOptions;
 use super::pipeline::{ATTEMPTS_MAX, Call, Content, Pipeline, Reply};
 use super::resource::{DeleteRule, Propagation};
-use super::decode;
 use crate::admission::Operation;
 use crate::store::{CommitError, Object};
 use coxswain_api::{Status, Value, json, time};
@@ -69,16 +69,14 @@ impl Pipeline {
             let result = match verdict {
                 Verdict::Marked { tree, .. } if options.dry_run => Ok((Deleted::Object(tree), false)),
                 _ if options.dry_run => Ok((finished(call, (*old).clone()), true)),
-                Verdict::Marked { tree, then_delete } => {
-                    match store.update(object, &tree, strategy.ttl(&tree)).await {
-                        Ok(stored) if then_delete => match self.commit_delete(call, &stored).await {
-                            Ok(last) => Ok((finished(call, last.to_tree()), true)),
-                            Err(e) => Err(e),
-                        },
-                        Ok(stored) => Ok((Deleted::Object(stored.to_tree()), false)),
+                Verdict::Marked { tree, then_delete } => match store.update(object, &tree, strategy.ttl(&tree)).await {
+                    Ok(stored) if then_delete => match self.commit_delete(call, &stored).await {
+                        Ok(last) => Ok((finished(call, last.to_tree()), true)),
                         Err(e) => Err(e),
-                    }
-                }
+                    },
+                    Ok(stored) => Ok((Deleted::Object(stored.to_tree()), false)),
+                    Err(e) => Err(e),
+                },
                 _ => self.commit_delete(call, object).await.map(|last| (finished(call, last.to_tree()), true)),
             };
             match result {
@@ -94,7 +92,7 @@ impl Pipeline {
     pub(super) async fn commit_delete(&self, call: &Call, object: &Arc<Object>) -> Result<Arc<Object>, CommitError> {
         let last = call.store().delete(object).await?;
         if let Some(hooks) = call.strategy().hooks() {
-            hooks.after_delete(call, &last.tree()).await;
+            hooks.after_delete(self, call, &last.tree()).await;
         }
         Ok(last)
     }
@@ -150,7 +148,12 @@ impl Pipeline {
         }
 
         let before = metadata::finalizers(old);
-        let after = finalizers_for_propagation(strategy.garbage_collected(), strategy.default_propagation(old), options, &before);
+        let after = finalizers_for_propagation(
+            strategy.garbage_collected(),
+            strategy.default_propagation(old),
+            options,
+            &before,
+        );
         let pending_finalizers = !after.is_empty();
         if after != before {
             if after.is_empty() {
@@ -260,7 +263,8 @@ fn finished(call: &Call, object: Value) -> Deleted {
     if call.strategy().returns_deleted_object() {
         return Deleted::Object(object);
     }
-    let mut details = json!({"name": metadata::text(&object, "name"), "kind": call.plural(), "uid": metadata::text(&object, "uid")});
+    let mut details =
+        json!({"name": metadata::text(&object, "name"), "kind": call.plural(), "uid": metadata::text(&object, "uid")});
     if !call.group().is_empty() {
         details["group"] = call.group().into();
     }

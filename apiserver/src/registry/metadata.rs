@@ -4,7 +4,7 @@
 use super::options::validate_field_manager;
 use super::resource::Resource;
 use crate::request::Warnings;
-use coxswain_api::field::{Error, ErrorList, Path, View};
+use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::{Map, Status, Value, names, time};
 
 /// The metadata of an object, made if there is none.
@@ -12,7 +12,8 @@ pub fn of_mut(object: &mut Value) -> &mut Map<String, Value> {
     if !object.is_object() {
         *object = Value::Object(Map::new());
     }
-    let meta = object.as_object_mut().expect("just made").entry("metadata").or_insert_with(|| Value::Object(Map::new()));
+    let meta =
+        object.as_object_mut().expect("just made").entry("metadata").or_insert_with(|| Value::Object(Map::new()));
     if !meta.is_object() {
         *meta = Value::Object(Map::new());
     }
@@ -82,15 +83,9 @@ pub fn ensure_namespace(object: &mut Value, namespace: &str) -> Result<(), Statu
 /// A write of the status leaves the rest of the metadata alone (upstream: `ResetObjectMetaForStatus`).
 pub fn reset_for_status(object: &mut Value, old: &Value) {
     let meta = of_mut(object);
-    for field in [
-        "deletionTimestamp",
-        "generation",
-        "selfLink",
-        "labels",
-        "annotations",
-        "finalizers",
-        "ownerReferences",
-    ] {
+    for field in
+        ["deletionTimestamp", "generation", "selfLink", "labels", "annotations", "finalizers", "ownerReferences"]
+    {
         match old.get("metadata").and_then(|m| m.get(field)) {
             Some(value) => meta.insert(field.into(), value.clone()),
             None => meta.remove(field),
@@ -261,7 +256,8 @@ fn validate_owner_references(list: &View<'_>, errors: &mut ErrorList) {
         if version.is_empty() || version.contains('/') {
             errors.push(Error::invalid(&path.child("apiVersion"), api_version, "version must not be empty"));
         }
-        for (field, value) in [("kind", kind), ("name", reference.child("name").str()), ("uid", reference.child("uid").str())]
+        for (field, value) in
+            [("kind", kind), ("name", reference.child("name").str()), ("uid", reference.child("uid").str())]
         {
             if value.is_empty() {
                 errors.push(Error::invalid(&path.child(field), value, "must not be empty"));

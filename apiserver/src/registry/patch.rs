@@ -54,8 +54,7 @@ impl Patch {
     /// Reads kind, options and document of the request.
     pub(super) fn of_call(call: &Call) -> Result<Self, Status> {
         let kind = PatchKind::of(call)?;
-        let options =
-            WriteOptions::of_query(&call.query, OptionsKind::Patch { apply: kind == PatchKind::Apply })?;
+        let options = WriteOptions::of_query(&call.query, OptionsKind::Patch { apply: kind == PatchKind::Apply })?;
         let format = if kind == PatchKind::Apply { Format::Yaml } else { Format::Json };
         let decoded = decode::untyped(&call.body, format).map_err(|e| {
             let text = e.to_string();

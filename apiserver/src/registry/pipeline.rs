@@ -9,6 +9,7 @@
 //!
 //! A loop begins anew with the object that a failed commit returned, unless the writer named the version it meant.
 
+use super::allocators::ServiceNetwork;
 use super::options::Query;
 use super::resource::{Resource, Virtual};
 use crate::admission::{Attributes, Operation, Plugin};
@@ -34,8 +35,12 @@ pub struct Pipeline {
     pub plugins: Vec<Arc<dyn Plugin>>,
     pub authorization: Arc<Authorization>,
     /// Creates that store nothing, by group, resource and subresource (`""` is the resource itself).
-    pub virtuals: HashMap<(&'static str, &'static str, &'static str), Arc<dyn Virtual>>,
+    pub virtuals: Virtuals,
+    /// Where cluster IPs and node ports come from.
+    pub network: ServiceNetwork,
 }
+
+pub type Virtuals = HashMap<(&'static str, &'static str, &'static str), Arc<dyn Virtual>>;
 
 /// One request for a resource, authorized and with its body read.
 #[derive(Clone)]

@@ -198,10 +198,16 @@ pub struct MetadataChecks {
 pub trait Hooks: Send + Sync {
     /// Called before `prepare_for_…`; `old` is none on create. May fill in what it took. What it took is kept by
     /// [`Taken::keep`] when the write was committed and given back when the value is dropped before.
-    async fn begin(&self, call: &Call, object: &mut Value, old: Option<&Value>) -> Result<Box<dyn Taken>, Status>;
+    async fn begin(
+        &self,
+        pipeline: &Pipeline,
+        call: &Call,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Box<dyn Taken>, Status>;
 
     /// The object is gone.
-    async fn after_delete(&self, _call: &Call, _object: &Value) {}
+    async fn after_delete(&self, _pipeline: &Pipeline, _call: &Call, _object: &Value) {}
 }
 
 /// Something taken for a write that is not committed yet; dropping it gives it back.

@@ -51,7 +51,8 @@ fn selector_text(value: Option<&Value>) -> String {
 }
 
 fn validate(scale: &Value) -> ErrorList {
-    let mut errors = metadata::validate(scale, true, &|name, prefix| coxswain_api::names::dns1123_subdomain(name, prefix));
+    let mut errors =
+        metadata::validate(scale, true, &|name, prefix| coxswain_api::names::dns1123_subdomain(name, prefix));
     let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
     if replicas < 0 {
         let path = Path::new("spec").child("replicas");
@@ -106,9 +107,7 @@ impl Change for ScaleChange<'_> {
             }
         };
         let options = &self.admission_options;
-        self.pipeline
-            .admit(call, Operation::Update, options, call.name(), Some(&mut scale), Some(&old_scale))
-            .await?;
+        self.pipeline.admit(call, Operation::Update, options, call.name(), Some(&mut scale), Some(&old_scale)).await?;
         let errors = validate(&scale);
         if !errors.is_empty() {
             return Err(Status::invalid("autoscaling", "Scale", metadata::text(&scale, "name"), &errors));
@@ -134,9 +133,7 @@ impl Change for ScaleChange<'_> {
     async fn validate(&self, pipeline: &Pipeline, call: &Call, _new: &Value, _old: &Value) -> Result<(), Status> {
         let Some((mut scale, old)) = self.scales.lock().take() else { return Ok(()) };
         let options = &self.admission_options;
-        pipeline
-            .validate_admission(call, Operation::Update, options, call.name(), Some(&mut scale), Some(&old))
-            .await
+        pipeline.validate_admission(call, Operation::Update, options, call.name(), Some(&mut scale), Some(&old)).await
     }
 }
 

@@ -10,6 +10,7 @@ use crate::admission::Operation;
 use crate::store::{CommitError, Object};
 use async_trait::async_trait;
 use coxswain_api::field::{Error, ErrorList, Path};
+use coxswain_api::managed_fields::ignore_timestamps;
 use coxswain_api::{Status, Value};
 use std::sync::Arc;
 
@@ -156,12 +157,12 @@ impl Pipeline {
         }
 
         let taken = match strategy.hooks().filter(|_| rules.subresource.is_empty()) {
-            Some(hooks) => Some(hooks.begin(call, &mut object, Some(&old)).await?),
+            Some(hooks) => Some(hooks.begin(self, call, &mut object, Some(&old)).await?),
             None => None,
         };
         self.prepare_update(call, rules.subresource, &mut object, &old)?;
         coxswain_api::codec::canonicalize(&mut object, &call.hub().schema);
-        keep_times_if_nothing_else_changed(&mut object, &old);
+        ignore_timestamps(&mut object, &old);
         if change.admits_object() {
             self.validate_admission(call, Operation::Update, &options, name, Some(&mut object), Some(&old)).await?;
         } else {
@@ -370,38 +371,5 @@ fn restore_all_but(object: &mut Value, old: &Value, kept: &str) {
         if field != kept && field != "metadata" {
             map.insert(field.clone(), value.clone());
         }
-    }
-}
-
-/// A write that changes nothing but the times of managed fields changes nothing.
-fn keep_times_if_nothing_else_changed(object: &mut Value, old: &Value) {
-    fn entries(v: &Value) -> Option<&Vec<Value>> {
-        v.get("metadata")?.get("managedFields")?.as_array()
-    }
-    let (Some(new), Some(before)) = (entries(object), entries(old)) else { return };
-    let alike = new.len() == before.len()
-        && new.iter().zip(before).all(|(a, b)| {
-            let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return false };
-            a.iter().filter(|(k, _)| *k != "time").eq(b.iter().filter(|(k, _)| *k != "time"))
-        });
-    if !alike || new == before {
-        return;
-    }
-    let same = object.as_object().zip(old.as_object()).is_some_and(|(new, old)| {
-        new.len() == old.len()
-            && new.iter().all(|(k, v)| match (k.as_str(), old.get(k)) {
-                ("metadata", Some(o)) => {
-                    let rest = |v: &Value| -> Vec<(String, Value)> {
-                        let map = v.as_object().cloned().unwrap_or_default();
-                        map.into_iter().filter(|(k, _)| k != "managedFields").collect()
-                    };
-                    rest(v) == rest(o)
-                }
-                (_, o) => o == Some(v),
-            })
-    });
-    if same {
-        let times = before.clone();
-        metadata::set(object, "managedFields", times);
     }
 }

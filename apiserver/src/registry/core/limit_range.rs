@@ -78,7 +78,9 @@ fn validate_limit(limit: &View<'_>, kind: &str, errors: &mut ErrorList) {
         for (key, value) in limit.child(field).entries() {
             match kind {
                 "Pod" | "Container" => validate_container_resource_name(key, value.path(), errors),
-                _ => validate_resource_name(key, value.path(), errors),
+                _ => {
+                    validate_resource_name(key, value.path(), errors);
+                }
             }
             keys.insert(key);
         }
