@@ -10,13 +10,18 @@
 //! trees; [`canonicalize`] makes one of a tree that code has changed; encoders accept both.
 
 mod canonical;
+pub mod cbor;
+mod convert;
 pub mod gotime;
 pub mod json;
+pub mod protobuf;
+pub mod yaml;
 
 use serde_json::Value;
 
 pub(crate) use canonical::always_there;
 pub use canonical::{canonicalize, zero};
+pub use convert::{convert, decode, detect, encode, interpret};
 
 /// A decoded object.
 #[derive(Debug)]

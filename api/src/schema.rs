@@ -151,6 +151,7 @@ pub struct Struct {
     /// The fields that a canonical tree always has.
     always: Box<[u16]>,
     reaches_default: OnceLock<bool>,
+    layout: OnceLock<crate::codec::protobuf::Layout>,
 }
 
 impl Struct {
@@ -166,12 +167,18 @@ impl Struct {
             by_name,
             always,
             reaches_default: OnceLock::new(),
+            layout: OnceLock::new(),
         }
     }
 
     /// Positions of the fields that a canonical tree always has.
     pub(crate) fn always(&self) -> &[u16] {
         &self.always
+    }
+
+    /// The fields by protobuf number.
+    pub(crate) fn layout(&self) -> &crate::codec::protobuf::Layout {
+        self.layout.get_or_init(|| crate::codec::protobuf::Layout::of(self))
     }
 
     /// Whether this struct or any that it holds has a default.

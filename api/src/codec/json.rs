@@ -13,6 +13,7 @@ use parser::Parser;
 use serde_json::Value;
 
 pub use write::{encode, encode_value, write_string};
+pub(crate) use write::{go_float, number_of_float};
 
 /// How deep a document may nest. Upstream's limit is 10,000; nothing that Kubernetes knows comes near this one, and no
 /// input may exhaust the stack.
