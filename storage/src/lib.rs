@@ -6,11 +6,13 @@
 #[cfg(test)]
 mod contract;
 pub mod embedded;
+pub mod etcd;
 mod feed;
 mod group;
 pub mod postgres;
 
 pub use embedded::Embedded;
+pub use etcd::Etcd;
 pub use postgres::Postgres;
 
 use async_trait::async_trait;

@@ -1,0 +1,355 @@
+//! The etcd backend: transactions and watches of etcd's v3 API (upstream: `apiserver/pkg/storage/etcd3`). Keys are stored
+//! as they are, so that under `/registry/…` an upstream API server finds what it expects. Revisions are etcd's own.
+
+mod watch;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{Changes, Entry, Error, Expect, ListOptions, Op, Page, Result, Revision, Storage, Write};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use prost::Message;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tonic::Code;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+use tonic_prost::ProstCodec;
+use wire::*;
+
+/// What etcd takes in a request unless it is told otherwise, less some room for what comes with the value.
+pub const VALUE_BYTES_MAX: usize = (3 << 19) - (16 << 10);
+const KEY_BYTES_MAX: usize = 8 << 10;
+/// A long list is read in pages of this many, all at one revision.
+const PAGE: i64 = 10_000;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The key by which API servers agree on who compacts, as upstream has it.
+const COMPACT_KEY: &str = "compact_rev_key";
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The interval between compactions, and so how long old revisions can be read at least.
+    pub keep_history: Duration,
+    pub value_bytes_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { keep_history: Duration::from_secs(300), value_bytes_max: VALUE_BYTES_MAX }
+    }
+}
+
+pub struct Etcd {
+    calls: Calls,
+    options: Options,
+    leases: tokio::sync::Mutex<HashMap<i64, Lease>>,
+    /// Counted up to have all readers of changes ask how far they have seen.
+    progress: tokio::sync::watch::Sender<u64>,
+    compactor: tokio::task::JoinHandle<()>,
+}
+
+/// A lease is shared by the keys of some time: one for each event would burden etcd.
+struct Lease {
+    id: i64,
+    granted: Instant,
+}
+
+#[derive(Clone)]
+struct Calls {
+    channel: Channel,
+}
+
+impl Etcd {
+    /// `endpoints` are URLs like `http://127.0.0.1:2379`.
+    pub async fn open(endpoints: &[String], options: Options) -> Result<Etcd> {
+        let endpoint = |url: &String| Endpoint::from_shared(url.clone()).map_err(|e| unavailable("open", e));
+        let endpoints = endpoints.iter().map(endpoint).collect::<Result<Vec<_>>>()?;
+        let tuned = |e: Endpoint| {
+            e.connect_timeout(Duration::from_secs(5))
+                .http2_keep_alive_interval(Duration::from_secs(30))
+                .keep_alive_timeout(Duration::from_secs(10))
+                .keep_alive_while_idle(true)
+        };
+        let calls = Calls { channel: Channel::balance_list(endpoints.into_iter().map(tuned)) };
+        calls.revision("open").await?;
+        let compactor = tokio::spawn(compact_now_and_then(calls.clone(), options.keep_history));
+        let (progress, _) = tokio::sync::watch::channel(0);
+        Ok(Etcd { calls, options, leases: Default::default(), progress, compactor })
+    }
+
+    async fn lease(&self, ttl: Duration) -> Result<i64> {
+        let seconds = ttl.as_millis().div_ceil(1_000).max(1) as i64;
+        // A key may live this much longer than asked for.
+        let reuse = (seconds / 20).min(60);
+        let mut leases = self.leases.lock().await;
+        leases.retain(|seconds, lease| lease.granted.elapsed() < Duration::from_secs((*seconds as u64 / 20).min(60)));
+        if let Some(lease) = leases.get(&seconds) {
+            return Ok(lease.id);
+        }
+        let granted = Instant::now();
+        let request = LeaseGrantRequest { ttl: seconds + reuse };
+        let response: LeaseGrantResponse = self.calls.call("commit", "/etcdserverpb.Lease/LeaseGrant", request).await?;
+        leases.insert(seconds, Lease { id: response.id, granted });
+        Ok(response.id)
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.compactor.abort();
+    }
+}
+
+impl Calls {
+    fn grpc(&self) -> Grpc<Channel> {
+        Grpc::new(self.channel.clone()).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX)
+    }
+
+    async fn call<Q, A>(&self, operation: &'static str, path: &'static str, request: Q) -> Result<A>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let mut grpc = self.grpc();
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(REQUEST_TIMEOUT);
+        grpc.ready().await.map_err(|e| unavailable(operation, e))?;
+        let response = grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::<Q, A>::default()).await;
+        response.map(tonic::Response::into_inner).map_err(|status| failed(operation, status))
+    }
+
+    async fn range(&self, operation: &'static str, request: RangeRequest) -> Result<RangeResponse> {
+        let asked = Revision(request.revision as u64);
+        match self.call(operation, "/etcdserverpb.KV/Range", request).await {
+            Err(Error::Unavailable { source, .. }) if is(&source, "has been compacted") => {
+                Err(Error::Compacted { asked, oldest: watch::oldest(self).await? })
+            }
+            Err(Error::Unavailable { source, .. }) if is(&source, "future revision") => {
+                Err(Error::Future { asked, current: self.revision(operation).await? })
+            }
+            result => result,
+        }
+    }
+
+    async fn revision(&self, operation: &'static str) -> Result<Revision> {
+        let request = RangeRequest { key: Bytes::from_static(b"\0"), count_only: true, ..Default::default() };
+        let response: RangeResponse = self.call(operation, "/etcdserverpb.KV/Range", request).await?;
+        Ok(revision(&response.header))
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<()> {
+        let request = CompactionRequest { revision: revision.0 as i64 };
+        match self.call::<_, CompactionResponse>("compact", "/etcdserverpb.KV/Compact", request).await {
+            Err(Error::Unavailable { source, .. }) if is(&source, "has been compacted") => Ok(()),
+            Err(Error::Unavailable { source, .. }) if is(&source, "future revision") => {
+                Err(Error::Future { asked: revision, current: self.revision("compact").await? })
+            }
+            result => result.map(drop),
+        }
+    }
+}
+
+/// Of all API servers that share an etcd, the one that first changes the key after each interval compacts to where the
+/// store was an interval ago.
+async fn compact_now_and_then(calls: Calls, interval: Duration) {
+    let (mut version, mut before) = (0, Revision(0));
+    loop {
+        tokio::time::sleep(interval).await;
+        match compact_once(&calls, version, before).await {
+            Ok(next) => (version, before) = next,
+            Err(error) => tracing::warn!(%error, "etcd was not compacted; trying again later"),
+        }
+    }
+}
+
+async fn compact_once(calls: &Calls, version: i64, before: Revision) -> Result<(i64, Revision)> {
+    let key = Bytes::from_static(COMPACT_KEY.as_bytes());
+    let compare = Compare { target: Target::Version as i32, key: key.clone(), equals: Some(Equals::Version(version)) };
+    let put = PutRequest { key: key.clone(), value: before.0.to_string().into(), lease: 0 };
+    let range = RangeRequest { key, ..Default::default() };
+    let request = TxnRequest {
+        compare: vec![compare],
+        success: vec![RequestOp { request: Some(Request::Put(put)) }],
+        failure: vec![RequestOp { request: Some(Request::Range(range)) }],
+    };
+    let response: TxnResponse = calls.call("compact", "/etcdserverpb.KV/Txn", request).await?;
+    let now = revision(&response.header);
+    if !response.succeeded {
+        let seen = ranges(&response).next().and_then(|r| r.kvs.first()).map_or(0, |kv| kv.version);
+        return Ok((seen, now));
+    }
+    if before > Revision(0) {
+        calls.compact(before).await?;
+    }
+    Ok((version + 1, now))
+}
+
+#[async_trait]
+impl Storage for Etcd {
+    async fn commit(&self, batch: Vec<Write>) -> Result<Revision> {
+        crate::group::check_batch(&batch, KEY_BYTES_MAX, self.options.value_bytes_max)?;
+        let mut request = TxnRequest::default();
+        for write in &batch {
+            let key = Bytes::copy_from_slice(write.key.as_bytes());
+            let expected = match write.expect {
+                Expect::Absent => Some(0),
+                Expect::At(revision) => Some(revision.0 as i64),
+                Expect::Any => None,
+            };
+            if let Some(revision) = expected {
+                let equals = Some(Equals::ModRevision(revision));
+                request.compare.push(Compare { target: Target::Mod as i32, key: key.clone(), equals });
+                let range = RangeRequest { key: key.clone(), ..Default::default() };
+                request.failure.push(RequestOp { request: Some(Request::Range(range)) });
+            }
+            let operation = match &write.op {
+                Op::Put { value, ttl } => {
+                    let lease = match ttl {
+                        Some(ttl) => self.lease(*ttl).await?,
+                        None => 0,
+                    };
+                    Request::Put(PutRequest { key, value: value.clone(), lease })
+                }
+                Op::Delete => Request::DeleteRange(DeleteRangeRequest { key }),
+            };
+            request.success.push(RequestOp { request: Some(operation) });
+        }
+        let response: TxnResponse = self.calls.call("commit", "/etcdserverpb.KV/Txn", request).await?;
+        if response.succeeded {
+            return Ok(revision(&response.header));
+        }
+        // The first key that is not as it was expected to be.
+        let expecting = batch.iter().filter(|w| w.expect != Expect::Any);
+        for (write, range) in expecting.zip(ranges(&response)) {
+            let current = range.kvs.first().map(entry).transpose()?;
+            let holds = match write.expect {
+                Expect::Absent => current.is_none(),
+                Expect::At(revision) => current.as_ref().is_some_and(|e| e.modified == revision),
+                Expect::Any => true,
+            };
+            if !holds {
+                return Err(Error::Conflict { key: write.key.clone(), current });
+            }
+        }
+        Err(unavailable("commit", "etcd refused a transaction whose conditions hold"))
+    }
+
+    async fn get(&self, key: &str, at: Option<Revision>) -> Result<(Option<Entry>, Revision)> {
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        let request = RangeRequest { key, revision: at.map_or(0, |at| at.0 as i64), ..Default::default() };
+        let response = self.calls.range("get", request).await?;
+        Ok((response.kvs.first().map(entry).transpose()?, revision(&response.header)))
+    }
+
+    async fn list(&self, prefix: &str, options: ListOptions) -> Result<Page> {
+        let mut from: Arc<str> = options.from.filter(|from| **from > *prefix).unwrap_or_else(|| prefix.into());
+        let (first, end) = range_of(prefix);
+        let mut page = Page { entries: Vec::new(), revision: options.at.unwrap_or_default(), next: None };
+        loop {
+            let left = options.limit.map(|limit| (limit.max(1) - page.entries.len()) as i64);
+            let key = if from.is_empty() { first.clone() } else { Bytes::copy_from_slice(from.as_bytes()) };
+            if !end.is_empty() && end != b"\0"[..] && key >= end {
+                page.revision = if page.revision.0 == 0 { self.calls.revision("list").await? } else { page.revision };
+                return Ok(page);
+            }
+            let request = RangeRequest {
+                key,
+                range_end: end.clone(),
+                limit: left.unwrap_or(PAGE).min(PAGE),
+                revision: page.revision.0 as i64,
+                count_only: false,
+            };
+            let response = self.calls.range("list", request).await?;
+            // The pages after the first are read where the first was.
+            if page.revision.0 == 0 {
+                page.revision = revision(&response.header);
+            }
+            for kv in &response.kvs {
+                page.entries.push(entry(kv)?);
+            }
+            let Some(last) = page.entries.last().filter(|_| response.more) else { return Ok(page) };
+            from = format!("{}\0", last.key).into();
+            if options.limit.is_some_and(|limit| page.entries.len() >= limit) {
+                page.next = Some(from);
+                return Ok(page);
+            }
+        }
+    }
+
+    async fn changes(&self, prefix: &str, after: Revision) -> Result<BoxStream<'static, Result<Changes>>> {
+        let request = RangeRequest {
+            key: Bytes::from_static(b"\0"),
+            revision: after.0.max(1) as i64,
+            count_only: true,
+            ..Default::default()
+        };
+        self.calls.range("changes", request).await?;
+        watch::changes(self.calls.clone(), prefix, after, self.progress.subscribe()).await
+    }
+
+    async fn request_progress(&self) -> Result<()> {
+        self.progress.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<()> {
+        self.calls.compact(revision).await
+    }
+
+    async fn current_revision(&self) -> Result<Revision> {
+        self.calls.revision("read").await
+    }
+}
+
+/// The first key of a prefix and the first after it, as etcd writes ranges; a zero byte stands for all keys.
+fn range_of(prefix: &str) -> (Bytes, Bytes) {
+    let mut end = prefix.as_bytes().to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return (Bytes::copy_from_slice(prefix.as_bytes()), end.into());
+        }
+    }
+    (Bytes::from_static(b"\0"), Bytes::from_static(b"\0"))
+}
+
+fn ranges(response: &TxnResponse) -> impl Iterator<Item = &RangeResponse> {
+    response.responses.iter().filter_map(|op| op.response.as_ref().map(|Response::Range(range)| range))
+}
+
+fn revision(header: &Option<Header>) -> Revision {
+    Revision(header.as_ref().map_or(0, |h| h.revision as u64))
+}
+
+fn entry(kv: &KeyValue) -> Result<Entry> {
+    let key = std::str::from_utf8(&kv.key).map_err(|_| Error::Corrupt {
+        place: format!("etcd, key {}", String::from_utf8_lossy(&kv.key)),
+        what: "the key is not UTF-8".to_owned(),
+    })?;
+    Ok(Entry {
+        key: key.into(),
+        value: kv.value.clone(),
+        created: Revision(kv.create_revision as u64),
+        modified: Revision(kv.mod_revision as u64),
+    })
+}
+
+fn failed(operation: &'static str, status: tonic::Status) -> Error {
+    if status.code() == Code::ResourceExhausted && status.message().contains("space exceeded") {
+        return Error::NoSpace(status.message().to_owned());
+    }
+    unavailable(operation, format!("{:?}: {}", status.code(), status.message()))
+}
+
+fn is(source: &dyn std::fmt::Display, what: &str) -> bool {
+    source.to_string().contains(what)
+}
+
+fn unavailable(operation: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Unavailable { operation, source: source.into() }
+}
