@@ -16,9 +16,12 @@ pub mod certificates;
 pub mod default_ingress_class;
 pub mod default_toleration_seconds;
 pub mod escalation;
+pub mod limit_ranger;
 pub mod namespace_lifecycle;
+pub mod pod_resources;
 pub mod pod_topology_labels;
 pub mod priority;
+pub mod resource_quota;
 pub mod runtime_class;
 pub mod service_account;
 pub mod storage;
@@ -136,6 +139,7 @@ type Make = fn(&Parts<'_>) -> Arc<dyn Plugin>;
 #[rustfmt::skip]
 static PLUGINS: &[(&str, bool, Make)] = &[
     ("NamespaceLifecycle", true, |p| Arc::new(namespace_lifecycle::NamespaceLifecycle::new(p.objects.clone()))),
+    ("LimitRanger", true, |p| Arc::new(limit_ranger::LimitRanger { objects: p.objects.clone() })),
     ("ServiceAccount", true, |p| Arc::new(service_account::ServiceAccount::new(p.objects.clone()))),
     ("TaintNodesByCondition", true, |_| Arc::new(taint_nodes_by_condition::TaintNodesByCondition)),
     ("Priority", true, |p| Arc::new(priority::Priority::new(p.objects.clone()))),
@@ -150,6 +154,7 @@ static PLUGINS: &[(&str, bool, Make)] = &[
     ("CertificateSubjectRestriction", true, |_| Arc::new(certificates::CertificateSubjectRestriction)),
     ("DefaultIngressClass", true, |p| Arc::new(default_ingress_class::DefaultIngressClass { objects: p.objects.clone() })),
     ("PodTopologyLabels", true, |p| Arc::new(pod_topology_labels::PodTopologyLabels { objects: p.objects.clone() })),
+    ("ResourceQuota", true, |p| Arc::new(resource_quota::ResourceQuota::new(p.objects.clone()))),
 ];
 
 /// Names that upstream knows and that change nothing here: deprecated ones, and those guarded by features that are off.

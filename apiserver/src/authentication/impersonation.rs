@@ -8,6 +8,7 @@ use super::{ANONYMOUS, AUTHENTICATED, MASTERS, UNAUTHENTICATED};
 use crate::authorization::{Authorizer, Decision, forbidden, forbidden_because};
 use crate::request::{RequestInfo, User};
 use coxswain_api::Status;
+use futures::future::BoxFuture;
 use http::HeaderMap;
 use std::collections::{BTreeMap, HashMap};
 
@@ -44,19 +45,33 @@ const MODES: [Mode; 5] =
 impl Impersonation {
     /// The user that `requestor` wants to be and may be; none if the request does not ask for another. Removes the
     /// headers, so that nothing later knows the difference.
-    pub async fn impersonate(
+    pub fn impersonate<'a>(
+        &'a self,
+        authorizer: &'a dyn Authorizer,
+        requestor: &'a User,
+        headers: &'a mut HeaderMap,
+        request: &'a RequestInfo,
+    ) -> BoxFuture<'a, Result<Option<User>, Status>> {
+        Box::pin(async move {
+            let Some(wanted) = wanted(headers)? else { return Ok(None) };
+            self.be(authorizer, requestor, &wanted, request).await.map(Some)
+        })
+    }
+
+    async fn be(
         &self,
         authorizer: &dyn Authorizer,
         requestor: &User,
-        headers: &mut HeaderMap,
+        wanted: &User,
         request: &RequestInfo,
-    ) -> Result<Option<User>, Status> {
-        let Some(wanted) = wanted(headers)? else { return Ok(None) };
+    ) -> Result<User, Status> {
         let remembered = self.last.lock().get(&requestor.name).copied();
-        let order = remembered.into_iter().chain((0..MODES.len()).filter(|i| Some(*i) != remembered));
+        let mut order: Vec<usize> = (0..MODES.len()).collect();
+        // The sort is stable: the remembered mode comes first, the others keep their order.
+        order.sort_by_key(|i| Some(*i) != remembered);
         let mut first_refusal = None;
         for index in order {
-            let attempt = Attempt { authorizer, requestor, wanted: &wanted, request, mode: MODES[index] };
+            let attempt = Attempt { authorizer, requestor, wanted, request, mode: MODES[index] };
             match attempt.check().await {
                 Ok(Some(user)) => {
                     let mut last = self.last.lock();
@@ -64,7 +79,7 @@ impl Impersonation {
                         last.clear();
                     }
                     last.insert(requestor.name.clone(), index);
-                    return Ok(Some(user));
+                    return Ok(user);
                 }
                 Ok(None) => {}
                 Err(status) => {
