@@ -87,7 +87,7 @@ pub fn page_not_found() -> Answer {
 pub fn refusal(status: &Status, accepted: Accepted) -> Answer {
     let tree = serde_json::to_value(status).expect("a status has only text keys");
     let accepted = Accepted { shape: crate::negotiate::Shape::Object, ..accepted };
-    let mut response = match encode_status_tree(&tree, accepted) {
+    let mut response = match crate::convert::any_document(&tree, accepted) {
         Ok(bytes) => answer(code(status.code), accepted.media.content_type(), bytes),
         Err(_) => answer(code(status.code), Media::Json.content_type(), json_line(&tree)),
     };
@@ -96,10 +96,6 @@ pub fn refusal(status: &Status, accepted: Accepted) -> Answer {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry));
     }
     response
-}
-
-fn encode_status_tree(tree: &Value, accepted: Accepted) -> Result<Bytes, Status> {
-    encode_tree(tree, accepted, "io.k8s.apimachinery.pkg.apis.meta.v1.Status")
 }
 
 /// JSON with the newline that upstream's encoder ends with. `kind` and `apiVersion` come first.
@@ -111,18 +107,10 @@ pub fn json_line(tree: &Value) -> Bytes {
 }
 
 pub fn pretty_line(tree: &Value) -> Bytes {
-    let mut out = serde_json::to_vec_pretty(tree).expect("a tree has only text keys");
+    let mut compact = Vec::with_capacity(1024);
+    crate::store::object::write_json(tree, &mut compact);
+    let mut out = Vec::with_capacity(compact.len() * 2);
+    crate::convert::indent(&compact, &mut out);
     out.push(b'\n');
     out.into()
-}
-
-/// A tree in the negotiated media type; `schema` is upstream's OpenAPI name of its kind, which protobuf needs.
-pub fn encode_tree(tree: &Value, accepted: Accepted, schema: &str) -> Result<Bytes, Status> {
-    let _ = schema;
-    Ok(match accepted.media {
-        Media::Json if accepted.pretty => pretty_line(tree),
-        Media::Json => json_line(tree),
-        Media::Yaml => serde_yaml_ng::to_string(tree).map_err(Status::internal)?.into(),
-        Media::Protobuf => return Err(Status::new(406, "NotAcceptable", "this object has no protobuf form")),
-    })
 }

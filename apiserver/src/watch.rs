@@ -201,7 +201,7 @@ impl Stream {
             }
             let before_end = self.deadline.checked_sub(Duration::from_secs(LAST_BOOKMARK_SECONDS));
             let last_bookmark = before_end.filter(|_| self.bookmarks && !self.last_bookmark_sent);
-            tokio::select! {
+            let bookmark_due = tokio::select! {
                 biased;
                 event = self.watch.events.recv() => {
                     let Some(event) = event else { return None };
@@ -209,23 +209,23 @@ impl Stream {
                     while let Ok(event) = self.watch.events.try_recv() {
                         self.pending.push_back(event);
                     }
+                    false
                 }
                 () = tokio::time::sleep_until(last_bookmark.unwrap_or(self.deadline)) => {
                     if last_bookmark.is_none() {
                         return None;
                     }
                     self.last_bookmark_sent = true;
-                    // A watch shorter than that has no use for one.
-                    if let Some(line) = self.bookmark() {
-                        return Some(line);
-                    }
+                    true
                 }
-                _ = self.ticks.tick(), if self.bookmarks => {
-                    if let Some(line) = self.bookmark() {
-                        return Some(line);
-                    }
+                _ = self.ticks.tick(), if self.bookmarks => true,
+                stopped = self.shutdown.wait_for(|stop| *stop) => {
+                    drop(stopped);
+                    return None;
                 }
-                _ = self.shutdown.wait_for(|stop| *stop) => return None,
+            };
+            if bookmark_due && let Some(line) = self.bookmark() {
+                return Some(line);
             }
         }
     }

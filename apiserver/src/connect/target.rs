@@ -1,0 +1,340 @@
+//! Where a connecting subresource leads (upstream: `LogLocation`, `ExecLocation`, `ResourceLocation`).
+
+use crate::front::{Front, Incoming};
+use crate::registry::options::Query;
+use coxswain_api::field::View;
+use coxswain_api::{Status, Value};
+use http::HeaderMap;
+use http::header::{HeaderValue, LOCATION};
+use std::sync::Arc;
+
+const KUBELET_PORT: u16 = 10250;
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+#[derive(Debug)]
+pub struct Target {
+    /// Name or address to dial.
+    pub host_name: String,
+    pub port: u16,
+    /// As the Host header has it.
+    pub host: String,
+    pub is_tls: bool,
+    pub path_and_query: String,
+    /// The kubelet's own endpoints, reached with the server's own certificate.
+    pub is_kubelet: bool,
+    /// Asked with GET whatever the client's method was.
+    pub is_get: bool,
+    /// A proxied web server, to which the server must look like a proxy.
+    pub is_proxy: bool,
+    pub must_upgrade: bool,
+    /// What redirects of the other side must begin with.
+    pub location_prefix: String,
+}
+
+impl Target {
+    /// Redirects within the proxied server stay within the proxy.
+    pub fn rewrite_location(&self, headers: &mut HeaderMap) {
+        let Some(location) = headers.get(LOCATION).and_then(|v| v.to_str().ok()) else { return };
+        let own = format!("{}://{}", if self.is_tls { "https" } else { "http" }, self.host);
+        let path = match location.strip_prefix(&own) {
+            Some(path) => path,
+            None if location.starts_with('/') => location,
+            None => return,
+        };
+        if let Ok(value) = HeaderValue::from_str(&format!("{}{path}", self.location_prefix)) {
+            headers.insert(LOCATION, value);
+        }
+    }
+}
+
+pub async fn find(front: &Front, incoming: &Incoming) -> Result<Target, Status> {
+    let info = incoming.info();
+    let name = info.name.as_str();
+    match (info.resource.as_str(), info.subresource.as_str()) {
+        ("nodes", _) => {
+            let (scheme, node, port) = split_name(name)?;
+            let found = get(front, "nodes", "", &node).await?;
+            let (host, kubelet_port) = kubelet_address(front, &node, &found)?;
+            let own = port.is_empty() || port == kubelet_port.to_string();
+            let port = if port.is_empty() { kubelet_port } else { parse_port(&port)? };
+            let is_tls = if own { true } else { scheme == "https" };
+            Ok(proxy(incoming, host, port, is_tls, own))
+        }
+        ("pods", "proxy") => {
+            let (scheme, pod, port) = split_name(name)?;
+            let found = get(front, "pods", &info.namespace, &pod).await?;
+            let view = View::root(&found);
+            let port = if port.is_empty() {
+                let ports = view.child("spec").child("containers").items().find_map(|c| {
+                    let port = c.child("ports").items().next().map(|p| p.child("containerPort").i64());
+                    port
+                });
+                ports.and_then(|p| u16::try_from(p).ok()).unwrap_or(80)
+            } else {
+                parse_port(&port)?
+            };
+            let address = view.child("status").child("podIP").str();
+            if address.is_empty() {
+                return Err(Status::bad_request("address not allowed"));
+            }
+            Ok(proxy(incoming, address.to_owned(), port, scheme == "https", false))
+        }
+        ("services", _) => service(front, incoming).await,
+        (_, subresource) => {
+            let pod = get(front, "pods", &info.namespace, name).await?;
+            let node = View::root(&pod).child("spec").child("nodeName").str().to_owned();
+            let query = &incoming.query;
+            let path = match subresource {
+                "portforward" => kubelet_path("portForward", &info.namespace, name, None, port_options(query)),
+                "log" => {
+                    let container = container(&pod, query.first("container").unwrap_or_default())?;
+                    kubelet_path("containerLogs", &info.namespace, name, Some(&container), log_options(query)?)
+                }
+                _ => {
+                    let container = container(&pod, query.first("container").unwrap_or_default())?;
+                    let options = stream_options(query, subresource == "exec");
+                    kubelet_path(subresource, &info.namespace, name, Some(&container), options)
+                }
+            };
+            if node.is_empty() {
+                return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
+            }
+            let found = get(front, "nodes", "", &node).await?;
+            let (host, port) = kubelet_address(front, &node, &found)?;
+            Ok(Target {
+                host: authority(&host, port),
+                host_name: host,
+                port,
+                is_tls: true,
+                path_and_query: path,
+                is_kubelet: true,
+                is_get: subresource == "log",
+                is_proxy: false,
+                must_upgrade: subresource != "log",
+                location_prefix: String::new(),
+            })
+        }
+    }
+}
+
+async fn get(front: &Front, resource: &str, namespace: &str, name: &str) -> Result<Arc<Value>, Status> {
+    let missing = || Status::not_found("", resource, name);
+    let store = front.store("", resource).ok_or_else(missing)?;
+    Ok(store.get(namespace, name).await?.ok_or_else(missing)?.tree())
+}
+
+/// `[scheme:]name[:port]`.
+fn split_name(text: &str) -> Result<(String, String, String), Status> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (scheme, name, port) = match parts.as_slice() {
+        [name] => ("", *name, ""),
+        [name, port] => ("", *name, *port),
+        [scheme @ ("http" | "https" | ""), name, port] => (*scheme, *name, *port),
+        _ => return Err(Status::bad_request(format!("invalid pod request {}", coxswain_api::field::go_quote(text)))),
+    };
+    Ok((scheme.to_owned(), name.to_owned(), port.to_owned()))
+}
+
+fn parse_port(text: &str) -> Result<u16, Status> {
+    text.parse().map_err(|_| Status::bad_request(format!("invalid port {}", coxswain_api::field::go_quote(text))))
+}
+
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn kubelet_address(front: &Front, name: &str, node: &Value) -> Result<(String, u16), Status> {
+    let view = View::root(node);
+    let status = view.child("status");
+    let addresses: Vec<(&str, &str)> =
+        status.child("addresses").items().map(|a| (a.child("type").str(), a.child("address").str())).collect();
+    let preferred = &front.dialer.preferred_address_types;
+    let found = preferred.iter().find_map(|kind| addresses.iter().find(|(k, a)| k == kind && !a.is_empty()));
+    let Some((_, address)) = found else {
+        let types: Vec<&str> = addresses.iter().map(|(k, _)| *k).collect();
+        let why = format!("no preferred addresses found for node {name}; known addresses: {types:?}");
+        return Err(Status::internal(why));
+    };
+    let port = status.child("daemonEndpoints").child("kubeletEndpoint").child("Port").i64();
+    Ok(((*address).to_owned(), u16::try_from(port).ok().filter(|p| *p != 0).unwrap_or(KUBELET_PORT)))
+}
+
+fn proxy(incoming: &Incoming, host: String, port: u16, is_tls: bool, is_kubelet: bool) -> Target {
+    let info = incoming.info();
+    let path = incoming.uri.path();
+    // What follows `/proxy`, as it was sent.
+    let marker = format!("/{}/{}/proxy", info.resource, info.name);
+    let (prefix, rest) = match path.find(&marker) {
+        Some(at) => path.split_at(at + marker.len()),
+        None => (path, ""),
+    };
+    let rest = if rest.is_empty() { "/" } else { rest };
+    let path_and_query = match incoming.uri.query() {
+        Some(query) => format!("{rest}?{query}"),
+        None => rest.to_owned(),
+    };
+    Target {
+        host: authority(&host, port),
+        host_name: host,
+        port,
+        is_tls,
+        path_and_query,
+        is_kubelet,
+        is_get: false,
+        is_proxy: true,
+        must_upgrade: false,
+        location_prefix: prefix.to_owned(),
+    }
+}
+
+/// One of the ready endpoints of a service.
+async fn service(front: &Front, incoming: &Incoming) -> Result<Target, Status> {
+    use rand::seq::IndexedRandom;
+    let info = incoming.info();
+    let (scheme, name, port) = split_name(&info.name)?;
+    let found = get(front, "services", &info.namespace, &name).await?;
+    let port_name = service_port_name(&found, &name, &port)?;
+    let none = || Status::unavailable(format!("no endpoints available for service {}", coxswain_api::field::go_quote(&info.name)));
+    let endpoints = get(front, "endpoints", &info.namespace, &name).await.map_err(|_| none())?;
+    let mut ready: Vec<(String, u16)> = Vec::new();
+    for subset in View::root(&endpoints).child("subsets").items() {
+        let Some(port) = subset.child("ports").items().find(|p| p.child("name").str() == port_name) else { continue };
+        let Ok(port) = u16::try_from(port.child("port").i64()) else { continue };
+        ready.extend(subset.child("addresses").items().map(|a| (a.child("ip").str().to_owned(), port)));
+    }
+    let (host, port) = ready.choose(&mut rand::rng()).cloned().ok_or_else(none)?;
+    Ok(proxy(incoming, host, port, scheme == "https", false))
+}
+
+/// The name by which endpoints know the port that is meant: given as a name or a number, or the only one.
+fn service_port_name(service: &Value, name: &str, port: &str) -> Result<String, Status> {
+    let ports: Vec<View<'_>> = View::root(service).child("spec").child("ports").items().collect();
+    if port.is_empty() {
+        return Ok(match ports.as_slice() {
+            [one] => one.child("name").str().to_owned(),
+            _ => String::new(),
+        });
+    }
+    let Ok(number) = port.parse::<i64>() else { return Ok(port.to_owned()) };
+    match ports.iter().find(|p| p.child("port").i64() == number) {
+        Some(found) => Ok(found.child("name").str().to_owned()),
+        None => {
+            let what = format!("no service port {number} found for service {}", coxswain_api::field::go_quote(name));
+            Err(Status::unavailable(what))
+        }
+    }
+}
+
+/// The container that is meant: the one named, the default, or the only one.
+fn container(pod: &Value, asked: &str) -> Result<String, Status> {
+    let view = View::root(pod);
+    let spec = view.child("spec");
+    let name = view.child("metadata").child("name").str();
+    let names = |field: &'static str| -> Vec<&str> {
+        spec.child(field).items().map(|c| c.child("name").str()).collect()
+    };
+    let (main, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    if !asked.is_empty() {
+        if main.iter().chain(&init).chain(&ephemeral).any(|n| *n == asked) {
+            return Ok(asked.to_owned());
+        }
+        return Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")));
+    }
+    let default = view.child("metadata").child("annotations").child_named(DEFAULT_CONTAINER).str();
+    if main.contains(&default) {
+        return Ok(default.to_owned());
+    }
+    if let [one] = main.as_slice() {
+        return Ok((*one).to_owned());
+    }
+    let mut message = format!("a container name must be specified for pod {name}, choose one of: [{}]", main.join(" "));
+    if !init.is_empty() {
+        message.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+    }
+    if !ephemeral.is_empty() {
+        message.push_str(&format!(" or one of the ephemeral containers: [{}]", ephemeral.join(" ")));
+    }
+    Err(Status::bad_request(message))
+}
+
+fn kubelet_path(
+    endpoint: &str,
+    namespace: &str,
+    pod: &str,
+    container: Option<&str>,
+    options: Vec<(&str, String)>,
+) -> String {
+    let mut path = format!("/{endpoint}/{namespace}/{pod}");
+    if let Some(container) = container {
+        path.push('/');
+        path.push_str(container);
+    }
+    for (i, (name, value)) in options.iter().enumerate() {
+        path.push(if i == 0 { '?' } else { '&' });
+        path.push_str(name);
+        path.push('=');
+        path.push_str(&query_escaped(value));
+    }
+    path
+}
+
+/// As Go's `url.QueryEscape`.
+fn query_escaped(text: &str) -> String {
+    use std::fmt::Write;
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(byte as char),
+            b' ' => out.push('+'),
+            other => {
+                let _ = write!(out, "%{other:02X}");
+            }
+        }
+    }
+    out
+}
+
+fn flag(query: &Query, name: &str) -> bool {
+    query.first(name).is_some_and(|v| !(v == "0" || v.eq_ignore_ascii_case("false")))
+}
+
+fn port_options(query: &Query) -> Vec<(&'static str, String)> {
+    let ports = query.all("ports");
+    if ports.is_empty() { Vec::new() } else { vec![("port", ports.join(","))] }
+}
+
+fn stream_options(query: &Query, exec: bool) -> Vec<(&'static str, String)> {
+    let mut options = Vec::new();
+    for (asked, told) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+        if flag(query, asked) {
+            options.push((told, "1".to_owned()));
+        }
+    }
+    if exec {
+        options.extend(query.all("command").into_iter().map(|c| ("command", c.to_owned())));
+    }
+    options
+}
+
+/// `PodLogOptions`, passed on as the kubelet takes them.
+fn log_options(query: &Query) -> Result<Vec<(&'static str, String)>, Status> {
+    let mut options = Vec::new();
+    for name in ["follow", "previous", "timestamps"] {
+        if flag(query, name) {
+            options.push((name, "true".to_owned()));
+        }
+    }
+    for name in ["sinceSeconds", "tailLines", "limitBytes"] {
+        let Some(text) = query.first(name).filter(|t| !t.is_empty()) else { continue };
+        let quoted = coxswain_api::field::go_quote(text);
+        text.parse::<i64>()
+            .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {quoted}: invalid syntax")))?;
+        options.push((name, text.to_owned()));
+    }
+    for name in ["sinceTime", "stream"] {
+        if let Some(text) = query.first(name).filter(|t| !t.is_empty()) {
+            options.push((name, text.to_owned()));
+        }
+    }
+    Ok(options)
+}

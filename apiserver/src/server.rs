@@ -1,0 +1,227 @@
+//! The server as a whole: made of its parts, started, served on a socket or called in process
+//! (upstream: `kube-apiserver/app/server.go` and `genericapiserver`).
+
+pub mod bootstrap;
+pub mod listen;
+pub mod objects;
+
+use crate::admission;
+use crate::authentication::{self, Authentication, ConfigError};
+use crate::authorization::{self, Authorization};
+use crate::cache::Feed;
+use crate::connect::{Dialer, KubeletConfig};
+use crate::front::flow::Flow;
+use crate::front::service::InProcess;
+use crate::front::{Caller, Front};
+use crate::health::Health;
+use crate::objects::Objects;
+use crate::registry::builtin;
+use crate::registry::allocators::ServiceNetwork;
+use crate::registry::pipeline::Pipeline;
+use crate::request::User;
+use crate::resources::{Index, Resources, Served};
+use crate::store::{Store, key_prefix};
+use coxswain_api::Status;
+use coxswain_api::catalogue::{self, ResourceType};
+use coxswain_storage::Storage;
+use objects::ServerObjects;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What upstream's flags say. The defaults are upstream's.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub authentication: authentication::Config,
+    pub authorization: authorization::Config,
+    pub admission: admission::Config,
+    /// `--service-cluster-ip-range`
+    pub service_cluster_ip_range: String,
+    /// `--service-node-port-range`: the first port and the last.
+    pub service_node_port_range: (u16, u16),
+    /// `--advertise-address`: where the endpoints of the `kubernetes` service point.
+    pub advertise_address: IpAddr,
+    /// `--secure-port`
+    pub secure_port: u16,
+    /// `--runtime-config`: `api/all`, `api/beta`, `group/version` or `group/version/resource`, and whether it is served.
+    pub runtime_config: Vec<(String, bool)>,
+    /// `--max-requests-inflight` and `--max-mutating-requests-inflight` together.
+    pub in_flight_max: usize,
+    /// `--request-timeout`
+    pub request_timeout: Duration,
+    pub kubelet: KubeletConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            authentication: authentication::Config::default(),
+            authorization: authorization::Config::default(),
+            admission: admission::Config::default(),
+            service_cluster_ip_range: "10.0.0.0/24".into(),
+            service_node_port_range: (30000, 32767),
+            advertise_address: IpAddr::from([127, 0, 0, 1]),
+            secure_port: 6443,
+            runtime_config: Vec::new(),
+            in_flight_max: 600,
+            request_timeout: Duration::from_secs(60),
+            kubelet: KubeletConfig::default(),
+        }
+    }
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Other(String),
+    #[error("filling the watch caches: {0}")]
+    Caches(Status),
+}
+
+/// A running API server.
+pub struct Server {
+    front: Arc<Front>,
+    objects: Arc<ServerObjects>,
+    resources: Arc<Resources>,
+    stop: tokio::sync::watch::Sender<bool>,
+    feed: tokio::task::JoinHandle<()>,
+    bootstrap: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts a server on a store: fills the caches, begins to serve in process, and creates what every cluster has.
+    pub async fn start(config: Config, storage: Arc<dyn Storage>) -> Result<Server, StartError> {
+        let feed = Feed::new(storage.clone());
+        let resources = Arc::new(Resources::new(builtin_index(&config, &storage, &feed)));
+        let following = feed.start(resources.index().stores()).await.map_err(StartError::Caches)?;
+        let objects = Arc::new(ServerObjects::new(resources.clone()));
+        let shared: Arc<dyn Objects> = objects.clone();
+        let authentication = Arc::new(Authentication::new(&config.authentication, shared.clone())?);
+        let authorization = Arc::new(Authorization::new(&config.authorization, shared.clone()));
+        let virtuals = crate::registry::authorization::virtuals(&authentication, &authorization, &shared);
+        let plugins = admission::chain(&config.admission, shared.clone(), authorization.clone())?;
+        let (stop, shutdown) = tokio::sync::watch::channel(false);
+        let network = ServiceNetwork::parse(&config.service_cluster_ip_range, config.service_node_port_range)
+            .map_err(StartError::Other)?;
+        let pipeline = Pipeline {
+            resources: resources.clone(),
+            plugins,
+            authorization: authorization.clone(),
+            virtuals,
+            network,
+        };
+        let public_address = std::net::SocketAddr::new(config.advertise_address, config.secure_port).to_string();
+        let front = Arc::new(Front {
+            resources: resources.clone(),
+            pipeline,
+            authentication,
+            authorization,
+            impersonation: Default::default(),
+            discovery: Default::default(),
+            health: Health::new(storage, &bootstrap::HOOKS, shutdown.clone()),
+            metrics: Default::default(),
+            flow: Flow::new(config.in_flight_max),
+            dialer: Dialer::new(&config.kubelet).map_err(StartError::Other)?,
+            request_timeout: config.request_timeout,
+            public_address,
+            shutdown,
+        });
+        objects.attach(&front);
+        let bootstrap = tokio::spawn(bootstrap::run(front.clone(), objects.clone(), config));
+        Ok(Server { front, objects, resources, stop, feed: following, bootstrap })
+    }
+
+    /// Waits until everything that every cluster has was created.
+    pub async fn ready(&mut self) {
+        // It ends only by finishing or with the runtime itself.
+        if !self.bootstrap.is_finished() {
+            let _ = (&mut self.bootstrap).await;
+        }
+    }
+
+    /// The server as `user` calls it in this process: the transport of a client.
+    pub fn service_for(&self, user: User) -> InProcess {
+        let user = authentication::with_authenticated_group(user);
+        InProcess::new(self.front.clone(), Caller::User(Arc::new(user)))
+    }
+
+    pub fn objects(&self) -> Arc<dyn Objects> {
+        self.objects.clone()
+    }
+
+    pub fn resources(&self) -> &Arc<Resources> {
+        &self.resources
+    }
+
+    pub fn front(&self) -> &Arc<Front> {
+        &self.front
+    }
+
+    /// Ends watches and the work behind the server; requests that run may finish.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        self.bootstrap.abort();
+        // Requests under way still read from the caches for a moment.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.feed.abort();
+    }
+
+    /// Begins the end: `/readyz` fails and watches end, while requests are still served.
+    pub fn begin_shutdown(&self) {
+        let _ = self.stop.send(true);
+    }
+}
+
+/// Every built-in resource that is served, with a store for each that has one.
+fn builtin_index(config: &Config, storage: &Arc<dyn Storage>, feed: &Arc<Feed>) -> Index {
+    let catalogue = catalogue::builtin();
+    let mut stores: HashMap<(Arc<str>, Arc<str>), Arc<Store>> = HashMap::new();
+    let mut index = Index::default();
+    for ty in catalogue.resources() {
+        if !is_served(config, ty) {
+            continue;
+        }
+        let group = &ty.group_version.group;
+        let strategy = builtin::strategy(group, &ty.plural);
+        // Events of both groups are the same objects, stored as those of the core group.
+        let hub_group = if &**group == "events.k8s.io" { "" } else { group };
+        let store = is_stored(ty).then(|| {
+            let key = (Arc::from(hub_group), ty.plural.clone());
+            let new = || {
+                let version = if hub_group.is_empty() { "v1" } else { &*ty.storage_version };
+                let hub = catalogue.resource(hub_group, version, &ty.plural).unwrap_or(ty).clone();
+                let prefix = key_prefix(hub_group, &ty.plural, false);
+                Arc::new(Store::new(hub, strategy.clone(), storage.clone(), feed.clone(), prefix))
+            };
+            stores.entry(key).or_insert_with(new).clone()
+        });
+        let strategy = store.as_ref().map_or(strategy, |s| s.strategy.clone());
+        index.insert(Arc::new(Served { ty: ty.clone(), strategy, store, custom: false }));
+    }
+    index
+}
+
+/// Resources that can be read or deleted have objects; reviews and bindings are only created.
+fn is_stored(ty: &ResourceType) -> bool {
+    ty.allows("delete")
+}
+
+/// What `--runtime-config` says of a resource; the most specific line wins.
+fn is_served(config: &Config, ty: &ResourceType) -> bool {
+    let said = |key: &str| config.runtime_config.iter().rev().find(|(k, _)| k == key).map(|(_, on)| *on);
+    let version = ty.group_version.api_version();
+    let level = match () {
+        () if ty.group_version.version.contains("alpha") => "api/alpha",
+        () if ty.group_version.version.contains("beta") => "api/beta",
+        () => "api/ga",
+    };
+    said(&format!("{version}/{}", ty.plural))
+        .or_else(|| said(&version))
+        .or_else(|| said(level))
+        .or_else(|| said("api/all"))
+        .unwrap_or(ty.served_by_default)
+}

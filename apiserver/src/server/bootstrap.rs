@@ -1,0 +1,188 @@
+//! What every cluster has: created by the server itself after its start, and again whenever it is missing at a start
+//! (upstream: the post-start hooks of `pkg/controlplane`).
+//!
+//! The server writes through its own pipeline as `system:apiserver`.
+
+use super::Config;
+use crate::authentication::MASTERS;
+use crate::front::Front;
+use crate::objects::Objects;
+use crate::request::User;
+use bytes::Bytes;
+use coxswain_api::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The hooks that this module reports as done.
+pub const HOOKS: [&str; 6] = [
+    "start-system-namespaces-controller",
+    "rbac/bootstrap-roles",
+    "scheduling/bootstrap-system-priority-classes",
+    "priority-and-fairness-config-producer",
+    "start-kubernetes-service-cidr-controller",
+    "bootstrap-controller",
+];
+
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The server's own identity.
+pub fn identity() -> User {
+    User { name: "system:apiserver".into(), groups: vec![MASTERS.into()], ..User::default() }
+}
+
+/// Runs every hook until it succeeded.
+pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
+    for hook in HOOKS {
+        loop {
+            let done = match hook {
+                "start-system-namespaces-controller" => namespaces(&*objects).await,
+                "rbac/bootstrap-roles" => crate::registry::rbac::bootstrap::reconcile(&*objects).await,
+                "scheduling/bootstrap-system-priority-classes" => priority_classes(&*objects).await,
+                "priority-and-fairness-config-producer" => flow_control(&*objects).await,
+                "start-kubernetes-service-cidr-controller" => service_cidr(&*objects, &config).await,
+                _ => kubernetes_service(&*objects, &config).await,
+            };
+            match done {
+                Ok(()) => break,
+                Err(why) => tracing::warn!(hook, %why, "a start-up hook failed and is tried again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        front.health.done(hook);
+    }
+}
+
+async fn send(objects: &dyn Objects, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value), String> {
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", "application/json")
+        .header("user-agent", "kube-apiserver/v1.36.2")
+        .body(Bytes::from(body.map(Value::to_string).unwrap_or_default()))
+        .map_err(|e| e.to_string())?;
+    let response = objects.request(&identity(), request).await;
+    let code = response.status().as_u16();
+    Ok((code, serde_json::from_slice(response.body()).unwrap_or(Value::Null)))
+}
+
+/// Creates an object unless there is one of its name.
+async fn ensure(objects: &dyn Objects, collection: &str, object: &Value) -> Result<(), String> {
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let (code, _) = send(objects, "GET", &format!("{collection}/{name}"), None).await?;
+    if code == 200 {
+        return Ok(());
+    }
+    match send(objects, "POST", collection, Some(object)).await? {
+        (200 | 201 | 409, _) => Ok(()),
+        (code, answer) => {
+            let message = answer.get("message").and_then(Value::as_str).unwrap_or_default();
+            Err(format!("creating {collection}/{name}: {code} {message}"))
+        }
+    }
+}
+
+async fn namespaces(objects: &dyn Objects) -> Result<(), String> {
+    for name in ["kube-system", "kube-public", "kube-node-lease", "default"] {
+        let object = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}});
+        ensure(objects, "/api/v1/namespaces", &object).await?;
+    }
+    Ok(())
+}
+
+async fn priority_classes(objects: &dyn Objects) -> Result<(), String> {
+    let classes = [
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+    ];
+    for (name, value, description) in classes {
+        let object = json!({
+            "kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": {"name": name},
+            "value": value, "description": description,
+        });
+        ensure(objects, "/apis/scheduling.k8s.io/v1/priorityclasses", &object).await?;
+    }
+    Ok(())
+}
+
+async fn flow_control(_objects: &dyn Objects) -> Result<(), String> {
+    Ok(())
+}
+
+async fn service_cidr(objects: &dyn Objects, config: &Config) -> Result<(), String> {
+    let object = json!({
+        "kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": config.service_cluster_ip_range.split(',').collect::<Vec<_>>()},
+    });
+    ensure(objects, "/apis/networking.k8s.io/v1/servicecidrs", &object).await
+}
+
+/// The `kubernetes` service, whose endpoints are the API servers themselves.
+async fn kubernetes_service(objects: &dyn Objects, config: &Config) -> Result<(), String> {
+    let first = config.service_cluster_ip_range.split(',').next().unwrap_or_default();
+    let range: ipnet::IpNet = first.parse().map_err(|e| format!("service cluster IP range {first}: {e}"))?;
+    let cluster_ip = range.hosts().next().ok_or("the service cluster IP range is empty")?;
+    let service = json!({
+        "kind": "Service", "apiVersion": "v1",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"provider": "kubernetes", "component": "apiserver"},
+        },
+        "spec": {
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.secure_port}],
+            "clusterIP": cluster_ip.to_string(), "clusterIPs": [cluster_ip.to_string()],
+            "sessionAffinity": "None", "type": "ClusterIP",
+        },
+    });
+    ensure(objects, "/api/v1/namespaces/default/services", &service).await?;
+    let ip = config.advertise_address.to_string();
+    let endpoints = json!({
+        "kind": "Endpoints", "apiVersion": "v1",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+        },
+        "subsets": [{
+            "addresses": [{"ip": ip}],
+            "ports": [{"name": "https", "port": config.secure_port, "protocol": "TCP"}],
+        }],
+    });
+    replace(objects, "/api/v1/namespaces/default/endpoints", &endpoints, "/subsets").await?;
+    let slice = json!({
+        "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": if config.advertise_address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": config.secure_port, "protocol": "TCP"}],
+    });
+    replace(objects, "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", &slice, "/endpoints").await
+}
+
+/// Creates an object, or writes it again where what is at `what` differs: the server may have moved.
+async fn replace(objects: &dyn Objects, collection: &str, object: &Value, what: &str) -> Result<(), String> {
+    ensure(objects, collection, object).await?;
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let path = format!("{collection}/{name}");
+    let (code, mut current) = send(objects, "GET", &path, None).await?;
+    if code != 200 || current.pointer(what) == object.pointer(what) {
+        return Ok(());
+    }
+    for field in [what, "/ports"] {
+        if let (Some(slot), Some(value)) = (current.pointer_mut(field), object.pointer(field)) {
+            *slot = value.clone();
+        }
+    }
+    match send(objects, "PUT", &path, Some(&current)).await? {
+        (200 | 201, _) => Ok(()),
+        (code, answer) => Err(format!("updating {path}: {code} {}", answer["message"])),
+    }
+}
