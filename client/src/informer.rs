@@ -20,6 +20,7 @@ mod reflector;
 mod store;
 mod subscription;
 
+pub(crate) use reflector::check as reflector_check;
 pub use reflector::{Change, Listed, Reflector, Target};
 pub use store::Store;
 pub use subscription::{Event, Subscription};

@@ -11,6 +11,7 @@ pub mod events;
 pub mod expectations;
 pub mod informer;
 pub mod leader;
+pub mod objects;
 pub mod queue;
 pub mod runner;
 

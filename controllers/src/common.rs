@@ -1,6 +1,8 @@
 //! What several controllers do alike, the counterpart of upstream's `controller_utils.go` and `controller_ref_manager.go`.
 
 pub mod claim;
+pub mod discovery;
+pub mod drive;
 pub mod hash;
 pub mod int_or_percent;
 pub mod owners;

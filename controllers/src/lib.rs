@@ -16,7 +16,12 @@ pub mod context;
 pub mod table;
 
 mod deployment;
+mod endpoints;
+mod endpointslice;
+mod garbagecollector;
+mod namespace;
 mod replicaset;
+mod serviceaccount;
 
 pub use config::{Config, LeaderElection};
 pub use context::Context;

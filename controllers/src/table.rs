@@ -39,6 +39,14 @@ macro_rules! controller {
 pub const CONTROLLERS: &[Controller] = &[
     controller!("deployment-controller", "deployment", "deployment-controller", "deployment-controller", crate::deployment::run),
     controller!("replicaset-controller", "replicaset", "replicaset-controller", "replicaset-controller", crate::replicaset::run),
+    controller!("serviceaccount-token-controller", "serviceaccount-token", "tokens-controller", "serviceaccount-token-controller", crate::serviceaccount::run_tokens),
+    controller!("endpoints-controller", "endpoint", "endpoint-controller", "endpoint-controller", crate::endpoints::run),
+    controller!("endpointslice-controller", "endpointslice", "endpointslice-controller", "endpoint-slice-controller", crate::endpointslice::run),
+    controller!("endpointslice-mirroring-controller", "endpointslicemirroring", "endpointslicemirroring-controller", "endpoint-slice-mirroring-controller", crate::endpointslice::mirroring::run),
+    controller!("namespace-controller", "namespace", "namespace-controller", "namespace-controller", crate::namespace::run),
+    controller!("serviceaccount-controller", "serviceaccount", "service-account-controller", "service-account-controller", crate::serviceaccount::run),
+    controller!("root-ca-certificate-publisher-controller", "root-ca-cert-publisher", "root-ca-cert-publisher", "root-ca-cert-publisher", crate::serviceaccount::run_root_ca_publisher),
+    controller!("garbage-collector-controller", "garbagecollector", "generic-garbage-collector", "garbage-collector-controller", crate::garbagecollector::run),
     controller!("replicationcontroller-controller", "replicationcontroller", "replication-controller", "replication-controller", crate::replicaset::run_replication_controllers),
 ];
 
@@ -52,7 +60,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "legacy-serviceaccount-token-cleaner-controller", "legacy-service-account-token-cleaner", "validatingadmissionpolicy-status-controller",
     "service-cidr-controller", "kube-apiserver-serving-clustertrustbundle-publisher-controller", "selinux-warning-controller",
     "volumeattributesclass-protection-controller", "device-taint-eviction-controller", "podcertificaterequest-cleaner-controller",
-    "serviceaccount-token-controller", "serviceaccount-token", "serviceaccount-controller", "serviceaccount",
 ];
 
 pub fn is_named(controller: &Controller, name: &str) -> bool {

@@ -235,6 +235,17 @@ mod tests {
         store.apply(key("b"), "2".to_owned(), 7);
         store.remove(&key("b"));
         store.remove(&key("a"));
+        // The order is that of each object's first change.
+        let mut deleted = Vec::new();
+        while let Some(event) = subscription.try_next() {
+            if let Event::Deleted(object) = event {
+                deleted.push(*object);
+            }
+        }
+        assert_eq!(deleted, [7, 3], "what came and went is still told");
+        store.apply(key("a"), "1".to_owned(), 3);
+        assert!(matches!(subscription.next().await, Some(Event::Added(_))));
+        store.remove(&key("a"));
         assert!(matches!(subscription.next().await, Some(Event::Deleted(object)) if *object == 3));
         store.close();
         assert!(subscription.next().await.is_none());

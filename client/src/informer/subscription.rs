@@ -86,6 +86,8 @@ struct Change<P> {
     /// What the subscriber was told last.
     seen: Option<(Arc<P>, String)>,
     current: Option<(Arc<P>, String)>,
+    /// An object that came and went before the subscriber looked.
+    passed: Option<(Arc<P>, String)>,
 }
 
 impl<P> Inbox<P> {
@@ -103,9 +105,14 @@ impl<P> Inbox<P> {
         let owned = |version: Option<(&Arc<P>, &str)>| version.map(|(object, uid)| (object.clone(), uid.to_owned()));
         let mut waiting = self.waiting.lock();
         match waiting.changes.get_mut(key) {
-            Some(change) => change.current = owned(new),
+            Some(change) => {
+                if new.is_none() && change.seen.is_none() {
+                    change.passed = change.current.take();
+                }
+                change.current = owned(new);
+            }
             None => {
-                waiting.changes.insert(key.clone(), Change { seen: owned(old), current: owned(new) });
+                waiting.changes.insert(key.clone(), Change { seen: owned(old), current: owned(new), passed: None });
                 waiting.order.push_back(key.clone());
             }
         }
@@ -126,11 +133,20 @@ impl<P> Inbox<P> {
                         return Some(Event::Updated { old, new });
                     }
                     // Another object of the same name: the old one is reported gone before the new one comes.
-                    waiting.changes.insert(key.clone(), Change { seen: None, current: Some((new, new_uid)) });
+                    waiting
+                        .changes
+                        .insert(key.clone(), Change { seen: None, current: Some((new, new_uid)), passed: None });
                     waiting.order.push_front(key);
                     return Some(Event::Deleted(old));
                 }
-                (None, None) => continue,
+                (None, None) => {
+                    let Some((passed, uid)) = change.passed.take() else { continue };
+                    // Whoever counts creations must learn of this one too.
+                    let gone = Change { seen: Some((passed.clone(), uid)), current: None, passed: None };
+                    waiting.changes.insert(key.clone(), gone);
+                    waiting.order.push_front(key);
+                    return Some(Event::Added(passed));
+                }
             }
         }
     }

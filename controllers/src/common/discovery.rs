@@ -1,0 +1,132 @@
+//! What the API server serves, for the controllers that work on all kinds.
+
+use coxswain_client::objects::request;
+use coxswain_client::{Client, kube};
+use http::Method;
+use serde::Deserialize;
+
+/// A kind at the server's preferred version.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Resource {
+    pub group: String,
+    pub version: String,
+    pub name: String,
+    pub kind: String,
+    pub namespaced: bool,
+    pub verbs: Vec<String>,
+}
+
+impl Resource {
+    pub fn can(&self, verb: &str) -> bool {
+        self.verbs.iter().any(|known| known == verb)
+    }
+
+    /// The path of the collection, or of one object where a name is given.
+    pub fn path(&self, namespace: &str, name: &str) -> String {
+        let mut path = match self.group.as_str() {
+            "" => format!("/api/{}", self.version),
+            group => format!("/apis/{group}/{}", self.version),
+        };
+        if self.namespaced && !namespace.is_empty() {
+            path.push_str("/namespaces/");
+            path.push_str(namespace);
+        }
+        path.push('/');
+        path.push_str(&self.name);
+        if !name.is_empty() {
+            path.push('/');
+            path.push_str(name);
+        }
+        path
+    }
+
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// `NAME.GROUP`, as messages name it; `NAME` alone for the core group.
+    pub fn group_resource(&self) -> String {
+        if self.group.is_empty() { self.name.clone() } else { format!("{}.{}", self.name, self.group) }
+    }
+}
+
+/// What was found, and the group versions that could not be read.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub resources: Vec<Resource>,
+    pub failed: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct GroupList {
+    #[serde(default)]
+    groups: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+struct Group {
+    name: String,
+    versions: Vec<GroupVersion>,
+    #[serde(rename = "preferredVersion")]
+    preferred: Option<GroupVersion>,
+}
+
+#[derive(Clone, Deserialize, PartialEq)]
+struct GroupVersion {
+    version: String,
+}
+
+#[derive(Deserialize)]
+struct ResourceList {
+    #[serde(default)]
+    resources: Vec<ResourceEntry>,
+}
+
+#[derive(Deserialize)]
+struct ResourceEntry {
+    name: String,
+    kind: String,
+    namespaced: bool,
+    #[serde(default)]
+    verbs: Vec<String>,
+}
+
+/// All resources but subresources, each once, at its group's preferred version if that has it.
+pub async fn discover(client: &Client) -> Result<Found, kube::Error> {
+    let mut found = Found::default();
+    read(client, &mut found, "", "v1").await?;
+    let groups: GroupList = request(client, Method::GET, "/apis", "", None).await?;
+    for group in groups.groups {
+        let mut versions = group.versions;
+        if let Some(preferred) = group.preferred {
+            versions.sort_by_key(|version| *version != preferred);
+        }
+        for version in versions {
+            // One group's failure, such as an aggregated server that is down, leaves the others to be used.
+            if let Err(error) = read(client, &mut found, &group.name, &version.version).await {
+                tracing::debug!(group = group.name, version = version.version, %error, "cannot discover");
+                found.failed.push(format!("{}/{}", group.name, version.version));
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn read(client: &Client, found: &mut Found, group: &str, version: &str) -> Result<(), kube::Error> {
+    let path = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+    let list: ResourceList = request(client, Method::GET, &path, "", None).await?;
+    for entry in list.resources {
+        let known = found.resources.iter().any(|resource| resource.group == group && resource.name == entry.name);
+        if !known && !entry.name.contains('/') {
+            found.resources.push(Resource {
+                group: group.to_owned(),
+                version: version.to_owned(),
+                name: entry.name,
+                kind: entry.kind,
+                namespaced: entry.namespaced,
+                verbs: entry.verbs,
+            });
+        }
+    }
+    Ok(())
+}

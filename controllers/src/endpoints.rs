@@ -1,0 +1,225 @@
+//! Keeps the Endpoints object of each Service equal to the pods it selects, the counterpart of `pkg/controller/endpoint`.
+//! Endpoints are what EndpointSlices were before; old clients still read them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use coxswain_client::events;
+use coxswain_client::objects::{self, Deletion};
+use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
+use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::Context;
+use crate::common::drive::{drive, feed};
+use crate::common::slim::SlimPod;
+use crate::common::{owners, pods, selector};
+use crate::endpointslice::plan::TRIGGER_TIME;
+use crate::endpointslice::{HEADLESS, build, services_of_change};
+
+const WORKERS: usize = 5;
+const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
+/// Addresses beyond this many are left out.
+const ADDRESSES_MAX: usize = 1000;
+
+struct Controller {
+    context: Context,
+    services: Store<Service>,
+    endpoints: Store<Endpoints>,
+    pods: Store<SlimPod>,
+    queue: WorkQueue<ObjectKey>,
+}
+
+pub async fn run(context: Context) {
+    let services: Informer<Service> = context.informers.informer();
+    let endpoints: Informer<Endpoints> = context.informers.informer();
+    let pods = context.pods();
+    tokio::join!(services.synced(), endpoints.synced(), pods.synced());
+    let controller = Arc::new(Controller {
+        services: services.store(),
+        endpoints: endpoints.store(),
+        pods: pods.store(),
+        queue: WorkQueue::new(),
+        context: context.clone(),
+    });
+    let queue = &controller.queue;
+    let feeds = async {
+        tokio::join!(
+            feed(&services, |event| queue.add(ObjectKey::of(event.object().as_ref()))),
+            feed(&pods, |event| {
+                for key in services_of_change(&controller.services, &event) {
+                    queue.add(key);
+                }
+            }),
+            feed(&endpoints, |event| {
+                // What somebody deletes comes back; what a service left behind while nobody watched goes.
+                if !matches!(event, Event::Updated { .. }) {
+                    queue.add(ObjectKey::of(event.object().as_ref()));
+                }
+            }),
+        )
+    };
+    drive(
+        "endpoint",
+        controller.clone(),
+        controller.queue.clone(),
+        context.workers(WORKERS),
+        context.shutdown.clone(),
+        |controller, key| async move { controller.reconcile(key).await },
+        feeds,
+    )
+    .await;
+}
+
+impl Controller {
+    async fn reconcile(&self, key: ObjectKey) -> Result<(), kube::Error> {
+        let client = &self.context.client;
+        let present = self.endpoints.get_key(&key);
+        let Some(service) = self.services.get_key(&key) else {
+            // Endpoints that an election holds have no service, and are not ours.
+            let elects = present.as_ref().is_some_and(|endpoints| {
+                owners::annotation(&endpoints.metadata, "control-plane.alpha.kubernetes.io/leader").is_some()
+            });
+            if present.is_some() && !elects {
+                let deleted = objects::delete::<Endpoints>(client, &key, &Deletion::default()).await;
+                return errors::ignore_not_found(deleted).map(drop);
+            }
+            return Ok(());
+        };
+        let spec = service.spec.clone().unwrap_or_default();
+        let (Some(wanted), false) = (&spec.selector, spec.type_.as_deref() == Some("ExternalName")) else {
+            return Ok(());
+        };
+        let mut pods = self.pods.list_namespace(&key.namespace);
+        pods.retain(|pod| selector::has_all(pod.metadata.labels.as_ref(), Some(wanted)));
+        let (subsets, truncated) = subsets(&service, &pods);
+
+        let mut labels = service.metadata.labels.clone().unwrap_or_default();
+        labels.remove(HEADLESS);
+        if !build::has_cluster_ip(&service) {
+            labels.insert(HEADLESS.to_owned(), String::new());
+        }
+        labels.insert(MANAGED_BY.to_owned(), "endpoint-controller".to_owned());
+        let subsets = (!subsets.is_empty()).then_some(subsets);
+        let was_truncated =
+            present.as_ref().is_some_and(|endpoints| owners::annotation(&endpoints.metadata, OVER_CAPACITY).is_some());
+        if let Some(present) = &present {
+            let present_subsets = present.subsets.clone().filter(|subsets| !subsets.is_empty());
+            if present_subsets == subsets
+                && present.metadata.labels.as_ref() == Some(&labels)
+                && was_truncated == truncated
+            {
+                return Ok(());
+            }
+        }
+        let mut endpoints = present.as_deref().cloned().unwrap_or_else(|| Endpoints {
+            metadata: ObjectMeta {
+                name: Some(key.name.clone()),
+                namespace: Some(key.namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            subsets: None,
+        });
+        let mut annotations = endpoints.metadata.annotations.take().unwrap_or_default();
+        let trigger = pods
+            .iter()
+            .filter_map(|pod| pods::condition(pod, "Ready")?.last_transition_time.as_ref())
+            .chain(service.metadata.creation_timestamp.as_ref().filter(|_| present.is_none()))
+            .max();
+        match trigger.filter(|_| subsets.is_some() || present.is_none()) {
+            Some(time) => {
+                annotations.insert(TRIGGER_TIME.to_owned(), time.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            }
+            None => {
+                annotations.remove(TRIGGER_TIME);
+            }
+        }
+        if truncated {
+            annotations.insert(OVER_CAPACITY.to_owned(), "truncated".to_owned());
+        } else {
+            annotations.remove(OVER_CAPACITY);
+        }
+        endpoints.metadata.annotations = (!annotations.is_empty()).then_some(annotations);
+        endpoints.metadata.labels = Some(labels);
+        endpoints.subsets = subsets;
+        let (result, reason, verb) = if present.is_none() {
+            (objects::create(client, &endpoints).await, "FailedToCreateEndpoint", "create")
+        } else {
+            (objects::update(client, &endpoints).await, "FailedToUpdateEndpoint", "update")
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) if errors::has_cause(&error, "NamespaceTerminating") => Ok(()),
+            Err(error) => {
+                let message =
+                    format!("Failed to {verb} endpoint {}/{}: {}", key.namespace, key.name, errors::message(&error));
+                self.context.recorder.warning(&events::reference(&endpoints), reason, message);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The subsets of a service's pods: pods with the same ports are one subset. Also whether some had to be left out.
+fn subsets(service: &Service, pods: &[Arc<SlimPod>]) -> (Vec<EndpointSubset>, bool) {
+    let spec = service.spec.clone().unwrap_or_default();
+    let publish_unready = spec.publish_not_ready_addresses == Some(true);
+    let mut by_ports: Vec<(Vec<EndpointPort>, BTreeMap<(String, String), (EndpointAddress, bool)>)> = Vec::new();
+    let family = build::address_types(service).into_iter().next().unwrap_or_default();
+    for pod in pods {
+        let gone = pods::is_terminated(pod) || (owners::is_deleting(&pod.metadata) && !publish_unready);
+        let Some(ip) = build::addresses_of(pod, &family).into_iter().next().filter(|_| !gone) else { continue };
+        let address = EndpointAddress {
+            ip: ip.clone(),
+            hostname: build::hostname(service, pod),
+            node_name: Some(pods::node_name(pod).to_owned()).filter(|name| !name.is_empty()),
+            target_ref: Some(build::target_reference(pod)),
+        };
+        let mut ports: Vec<EndpointPort> = spec
+            .ports
+            .iter()
+            .flatten()
+            .filter_map(|port| {
+                Some(EndpointPort {
+                    name: port.name.clone().filter(|name| !name.is_empty()),
+                    port: build::find_port(pod, port)?,
+                    protocol: Some(build::protocol(port).to_owned()),
+                    app_protocol: port.app_protocol.clone(),
+                })
+            })
+            .collect();
+        if ports.is_empty() && spec.ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
+            continue;
+        }
+        ports.sort_by(|a, b| (a.port, &a.name, &a.protocol).cmp(&(b.port, &b.name, &b.protocol)));
+        let ready = publish_unready || pods::is_ready(pod);
+        let key = (ip, owners::uid(&pod.metadata).to_owned());
+        match by_ports.iter_mut().find(|(known, _)| *known == ports) {
+            Some((_, addresses)) => {
+                addresses.insert(key, (address, ready));
+            }
+            None => by_ports.push((ports, BTreeMap::from([(key, (address, ready))]))),
+        }
+    }
+    let total: usize = by_ports.iter().map(|(_, addresses)| addresses.len()).sum();
+    let mut left = ADDRESSES_MAX;
+    let subsets = by_ports
+        .into_iter()
+        .map(|(ports, addresses)| {
+            let (ready, unready): (Vec<_>, Vec<_>) = addresses.into_values().partition(|(_, ready)| *ready);
+            let mut some = |addresses: Vec<(EndpointAddress, bool)>| {
+                let kept: Vec<_> = addresses.into_iter().take(left).map(|(address, _)| address).collect();
+                left -= kept.len();
+                (!kept.is_empty()).then_some(kept)
+            };
+            EndpointSubset {
+                addresses: some(ready),
+                not_ready_addresses: some(unready),
+                ports: (!ports.is_empty()).then_some(ports),
+            }
+        })
+        .filter(|subset| subset.addresses.is_some() || subset.not_ready_addresses.is_some())
+        .collect();
+    (subsets, total > ADDRESSES_MAX)
+}

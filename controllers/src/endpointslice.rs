@@ -1,0 +1,245 @@
+//! Keeps the EndpointSlices of each Service equal to the pods it selects, the counterpart of `pkg/controller/endpointslice`
+//! and of the reconciler in `k8s.io/endpointslice`. [`mirroring`] does the same for Endpoints that people write themselves.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use coxswain_client::events;
+use coxswain_client::objects::{self, Deletion};
+use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use parking_lot::Mutex;
+
+use crate::Context;
+use crate::common::drive::{drive, feed};
+use crate::common::slim::SlimPod;
+use crate::common::{owners, pod_control, selector};
+
+pub mod build;
+pub mod mirroring;
+pub mod plan;
+mod trigger;
+
+use plan::{Desired, Plan};
+
+const WORKERS: usize = 5;
+pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const HEADLESS: &str = "service.kubernetes.io/headless";
+const CONTROLLER: &str = "endpointslice-controller.k8s.io";
+
+struct Controller {
+    context: Context,
+    services: Store<Service>,
+    slices: Store<EndpointSlice>,
+    pods: Store<SlimPod>,
+    nodes: Store<Node>,
+    queue: WorkQueue<ObjectKey>,
+    triggers: Mutex<HashMap<ObjectKey, trigger::Tracker>>,
+}
+
+/// Index of slices by namespace and service, as `NAMESPACE/SERVICE`.
+pub const BY_SERVICE: &str = "service";
+
+pub fn index(slices: &Store<EndpointSlice>) {
+    slices.add_index(BY_SERVICE, |slice| {
+        let service = owners::label(&slice.metadata, SERVICE_NAME);
+        service.map(|service| format!("{}/{service}", owners::namespace(&slice.metadata))).into_iter().collect()
+    });
+}
+
+pub async fn run(context: Context) {
+    let services: Informer<Service> = context.informers.informer();
+    let slices: Informer<EndpointSlice> = context.informers.informer();
+    let nodes: Informer<Node> = context.informers.informer();
+    let pods = context.pods();
+    index(&slices.store());
+    tokio::join!(services.synced(), slices.synced(), nodes.synced(), pods.synced());
+    let controller = Arc::new(Controller {
+        services: services.store(),
+        slices: slices.store(),
+        pods: pods.store(),
+        nodes: nodes.store(),
+        queue: WorkQueue::new(),
+        triggers: Mutex::default(),
+        context: context.clone(),
+    });
+    let feeds = async {
+        tokio::join!(
+            feed(&services, |event| {
+                let key = ObjectKey::of(event.object().as_ref());
+                if let Event::Deleted(_) = event {
+                    controller.triggers.lock().remove(&key);
+                }
+                controller.queue.add(key);
+            }),
+            feed(&pods, |event| {
+                for key in services_of_change(&controller.services, &event) {
+                    controller.queue.add(key);
+                }
+            }),
+            feed(&slices, |event| controller.slice_changed(&event)),
+            feed(&nodes, |event| controller.node_changed(&event)),
+        )
+    };
+    drive(
+        "endpointslice",
+        controller.clone(),
+        controller.queue.clone(),
+        context.workers(WORKERS),
+        context.shutdown.clone(),
+        |controller, key| async move { controller.reconcile(key).await },
+        feeds,
+    )
+    .await;
+}
+
+/// The services that select a pod, before or after a change that endpoints would show.
+pub fn services_of_change(services: &Store<Service>, event: &Event<SlimPod>) -> Vec<ObjectKey> {
+    let mut keys = Vec::new();
+    let mut add = |pod: &Pod| {
+        for service in services.list_namespace(owners::namespace(&pod.metadata)) {
+            let wanted = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+            if wanted.is_some_and(|wanted| !wanted.is_empty())
+                && selector::has_all(pod.metadata.labels.as_ref(), wanted)
+            {
+                let key = ObjectKey::of(service.as_ref());
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+            }
+        }
+    };
+    match event {
+        Event::Added(pod) | Event::Deleted(pod) => add(pod),
+        Event::Updated { old, new } => {
+            let labels_changed = old.metadata.labels != new.metadata.labels;
+            if labels_changed || build::shows(old) != build::shows(new) {
+                add(new);
+            }
+            if labels_changed {
+                add(old);
+            }
+        }
+    }
+    keys
+}
+
+impl Controller {
+    /// Slices that somebody else changed or deleted are put right; our own writes find nothing to do.
+    fn slice_changed(&self, event: &Event<EndpointSlice>) {
+        let enqueue = |slice: &EndpointSlice| {
+            if owners::label(&slice.metadata, MANAGED_BY) == Some(CONTROLLER)
+                && let Some(service) = owners::label(&slice.metadata, SERVICE_NAME)
+            {
+                self.queue.add(ObjectKey::new(owners::namespace(&slice.metadata), service));
+            }
+        };
+        match event {
+            Event::Added(_) => {}
+            Event::Updated { old, new } => {
+                enqueue(old);
+                enqueue(new);
+            }
+            Event::Deleted(slice) => enqueue(slice),
+        }
+    }
+
+    /// A node that comes, or moves to another zone, changes what endpoints say about their place.
+    fn node_changed(&self, event: &Event<Node>) {
+        let node = match event {
+            Event::Updated { old, new } if build::zone_of(old) == build::zone_of(new) => return,
+            event => event.object(),
+        };
+        let pods = self.pods.by_index(crate::common::slim::BY_NODE, owners::name(&node.metadata));
+        for pod in pods {
+            for key in services_of_change(&self.services, &Event::Added(pod)) {
+                self.queue.add(key);
+            }
+        }
+    }
+
+    async fn reconcile(&self, key: ObjectKey) -> Result<(), kube::Error> {
+        let Some(service) = self.services.get_key(&key) else { return Ok(()) };
+        let spec = service.spec.clone().unwrap_or_default();
+        // People write the endpoints of a service without a selector themselves.
+        let (Some(wanted), false) = (&spec.selector, spec.type_.as_deref() == Some("ExternalName")) else {
+            return Ok(());
+        };
+        if owners::is_deleting(&service.metadata) {
+            return Ok(());
+        }
+        let mut pods = self.pods.list_namespace(&key.namespace);
+        pods.retain(|pod| selector::has_all(pod.metadata.labels.as_ref(), Some(wanted)));
+        let existing: Vec<Arc<EndpointSlice>> = self
+            .slices
+            .by_index(BY_SERVICE, &key.to_string())
+            .into_iter()
+            .filter(|slice| {
+                owners::label(&slice.metadata, MANAGED_BY) == Some(CONTROLLER) && !owners::is_deleting(&slice.metadata)
+            })
+            .collect();
+        let trigger = self.triggers.lock().entry(key.clone()).or_default().next(&service, &pods);
+        let (groups, missing_node) = build::groups(&service, &pods, &self.nodes);
+        let desired = Desired {
+            labels: build::labels(&service, CONTROLLER),
+            annotations: Default::default(),
+            owner: owners::controller_reference(service.as_ref()),
+            namespace: key.namespace.clone(),
+            prefix: format!("{}-", key.name),
+            groups,
+            trigger,
+        };
+        let plan = plan::plan(desired, &existing, self.context.config.endpoints_per_slice_max);
+        if let Err(error) = apply(&self.context, plan).await {
+            if errors::has_cause(&error, "NamespaceTerminating") {
+                return Ok(());
+            }
+            self.context.recorder.warning(
+                &events::reference(service.as_ref()),
+                "FailedToUpdateEndpointSlices",
+                format!(
+                    "Error updating Endpoint Slices for Service {}/{}: {}",
+                    key.namespace,
+                    key.name,
+                    errors::message(&error)
+                ),
+            );
+            return Err(error);
+        }
+        if missing_node {
+            // The node may not have been seen yet.
+            self.queue.add_rate_limited(key);
+        }
+        Ok(())
+    }
+}
+
+/// Carries a plan out.
+async fn apply(context: &Context, plan: Plan) -> Result<(), kube::Error> {
+    let client = &context.client;
+    let mut deletes = plan.delete;
+    let mut updates = plan.update;
+    for mut slice in plan.create {
+        // A slice that is to go is written over instead, as long as it has the address type, which is immutable.
+        let reusable = deletes.iter().position(|old| old.address_type == slice.address_type);
+        if let Some(index) = reusable {
+            let old = deletes.remove(index);
+            slice.metadata.name = old.metadata.name;
+            slice.metadata.generate_name = old.metadata.generate_name;
+            slice.metadata.resource_version = old.metadata.resource_version;
+            updates.push(slice);
+        } else {
+            objects::create(client, &slice).await?;
+        }
+    }
+    for slice in updates {
+        errors::ignore_not_found(objects::update(client, &slice).await)?;
+    }
+    pod_control::for_each(deletes, |slice| async move {
+        let key = ObjectKey::of(&slice);
+        errors::ignore_not_found(objects::delete::<EndpointSlice>(client, &key, &Deletion::default()).await).map(drop)
+    })
+    .await
+}

@@ -1,0 +1,338 @@
+//! Deletes objects whose owners are gone, the counterpart of `pkg/controller/garbagecollector`.
+//!
+//! Every resource that can be listed, watched and deleted is watched for its metadata. [`graph`] keeps who owns whom and
+//! says which objects must be looked at; this file asks the server how things really are before it deletes anything.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coxswain_client::informer::{Change, Reflector, Target};
+use coxswain_client::objects::{self, Deletion, PatchKind};
+use coxswain_client::runner::run_controller;
+use coxswain_client::{Client, Selection, WorkQueue, errors, kube};
+use http::Method;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::Context;
+use crate::common::discovery::{self, Resource};
+use crate::common::drive::every;
+use crate::common::owners;
+
+mod graph;
+
+use graph::{Graph, Node, Work};
+
+const WORKERS: usize = 20;
+/// How often kinds that came or went are looked for.
+const RESYNC_PERIOD: Duration = Duration::from_secs(30);
+/// An owner that was found absent is believed to be for this long; UIDs do not come back.
+const ABSENT_TTL: Duration = Duration::from_secs(300);
+const ABSENT_MAX: usize = 500;
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+
+/// What of an object matters here.
+#[derive(Deserialize)]
+struct Object {
+    metadata: ObjectMeta,
+}
+
+/// A UID in the queue.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Uid(String);
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+struct Collector {
+    client: Client,
+    graph: Mutex<Graph>,
+    deletions: WorkQueue<Uid>,
+    orphanings: WorkQueue<Uid>,
+    resources: Mutex<Watched>,
+    absent: Mutex<HashMap<String, Instant>>,
+}
+
+#[derive(Default)]
+struct Watched {
+    by_kind: HashMap<(String, String), Arc<Resource>>,
+    reflectors: HashMap<Resource, AbortHandle>,
+}
+
+pub async fn run(context: Context) {
+    let collector = Arc::new(Collector {
+        client: context.client.clone(),
+        graph: Mutex::default(),
+        deletions: WorkQueue::new(),
+        orphanings: WorkQueue::new(),
+        resources: Mutex::default(),
+        absent: Mutex::default(),
+    });
+    let deleter = collector.clone();
+    let deletions = run_controller(
+        "garbage-collector",
+        collector.deletions.clone(),
+        context.workers(WORKERS),
+        context.shutdown.clone(),
+        move |uid| {
+            let collector = deleter.clone();
+            async move { collector.attempt_to_delete(uid).await }
+        },
+    );
+    let orphaner = collector.clone();
+    let orphanings = run_controller(
+        "garbage-collector-orphan",
+        collector.orphanings.clone(),
+        context.workers(WORKERS),
+        context.shutdown.clone(),
+        move |uid| {
+            let collector = orphaner.clone();
+            async move { collector.orphan_dependents(uid).await }
+        },
+    );
+    let sync = every(RESYNC_PERIOD, &context.shutdown, || collector.clone().sync_resources());
+    tokio::join!(deletions, orphanings, sync);
+    for reflector in collector.resources.lock().reflectors.values() {
+        reflector.abort();
+    }
+}
+
+impl Collector {
+    /// Watches resources that came, and stops watching those that went.
+    async fn sync_resources(self: Arc<Self>) {
+        let found = match discovery::discover(&self.client).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(%error, "cannot discover resources");
+                return;
+            }
+        };
+        let mut watched = self.resources.lock();
+        watched.by_kind = found
+            .resources
+            .iter()
+            .map(|resource| ((resource.group.clone(), resource.kind.clone()), Arc::new(resource.clone())))
+            .collect();
+        let wanted: Vec<Resource> = found.resources.into_iter().filter(is_collected).collect();
+        watched.reflectors.retain(|resource, reflector| {
+            let failed = found.failed.contains(&resource.api_version());
+            let keep = failed || wanted.contains(resource);
+            if !keep {
+                reflector.abort();
+                let gone = self.graph.lock().forget_resource(resource);
+                self.enqueue(gone);
+            }
+            keep
+        });
+        for resource in wanted {
+            if !watched.reflectors.contains_key(&resource) {
+                let collector = self.clone();
+                let reflected = Arc::new(resource.clone());
+                let task = tokio::spawn(async move { collector.reflect(reflected).await });
+                watched.reflectors.insert(resource, task.abort_handle());
+            }
+        }
+    }
+
+    async fn reflect(&self, resource: Arc<Resource>) {
+        let target = Target { path: resource.path("", ""), selection: Selection::default(), metadata_only: true };
+        let reflector = Reflector::<Object>::new(self.client.clone(), target);
+        reflector
+            .run(|change| {
+                let work = match change {
+                    Change::Replaced(all) => {
+                        let nodes = all.into_iter().map(|object| Node::new(&resource, object.metadata)).collect();
+                        self.graph.lock().replace(&resource, nodes)
+                    }
+                    Change::Applied(object) => self.graph.lock().apply(Node::new(&resource, object.metadata)),
+                    Change::Deleted(object) => self.graph.lock().remove(owners::uid(&object.metadata)),
+                };
+                self.enqueue(work);
+            })
+            .await;
+    }
+
+    fn enqueue(&self, work: Vec<Work>) {
+        for work in work {
+            match work {
+                Work::Delete(uid) => self.deletions.add(Uid(uid)),
+                Work::Orphan(uid) => self.orphanings.add(Uid(uid)),
+            }
+        }
+    }
+
+    async fn attempt_to_delete(&self, uid: Uid) -> Result<(), kube::Error> {
+        let Some(node) = self.graph.lock().get(&uid.0) else { return Ok(()) };
+        if node.deleting && !node.foreground {
+            return Ok(());
+        }
+        let Some(latest) = self.latest(&node).await? else {
+            let work = self.graph.lock().remove(&uid.0);
+            self.enqueue(work);
+            return Ok(());
+        };
+        if node.foreground {
+            return self.finish_foreground(&node, &latest).await;
+        }
+        let references = latest.owner_references.clone().unwrap_or_default();
+        if references.is_empty() {
+            return Ok(());
+        }
+        let (mut solid, mut dangling, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+        for reference in &references {
+            match self.owner(&node, reference).await? {
+                None => dangling.push(reference),
+                Some(owner) if is_foreground(&owner) => waiting.push(reference),
+                Some(_) => solid.push(reference),
+            }
+        }
+        let path = node.path();
+        if !solid.is_empty() {
+            if dangling.is_empty() && waiting.is_empty() {
+                return Ok(());
+            }
+            let gone: Vec<&str> = dangling.iter().chain(&waiting).map(|reference| reference.uid.as_str()).collect();
+            let kept: Vec<_> =
+                references.iter().filter(|reference| !gone.contains(&reference.uid.as_str())).cloned().collect();
+            return self.patch(&path, &latest, json!({"ownerReferences": kept})).await;
+        }
+        let has = |finalizer: &str| latest.finalizers.iter().flatten().any(|found| found == finalizer);
+        let dependents = self.graph.lock().has_dependents(&uid.0);
+        let propagation = if !waiting.is_empty() && dependents {
+            self.break_cycle(&node, &latest).await?;
+            "Foreground"
+        } else if has(ORPHAN) {
+            "Orphan"
+        } else if has(FOREGROUND) {
+            "Foreground"
+        } else {
+            "Background"
+        };
+        let deletion = Deletion {
+            propagation: Some(propagation),
+            uid: Some(&uid.0),
+            resource_version: latest.resource_version.as_deref(),
+            ..Deletion::default()
+        };
+        errors::ignore_not_found(objects::delete_at(&self.client, &path, &deletion).await).map(drop)
+    }
+
+    /// Objects that own each other and are all to go in the foreground would wait for each other for ever: the references
+    /// of the one that goes first no longer block.
+    async fn break_cycle(&self, node: &Node, latest: &ObjectMeta) -> Result<(), kube::Error> {
+        if !self.graph.lock().any_dependent_waits(&node.uid) {
+            return Ok(());
+        }
+        let mut references = latest.owner_references.clone().unwrap_or_default();
+        for reference in &mut references {
+            reference.block_owner_deletion = Some(false);
+        }
+        self.patch(&node.path(), latest, json!({"ownerReferences": references})).await
+    }
+
+    /// An object to go after its dependents goes once none of them blocks it any more.
+    async fn finish_foreground(&self, node: &Node, latest: &ObjectMeta) -> Result<(), kube::Error> {
+        let blocking = self.graph.lock().blocking_dependents(&node.uid);
+        if blocking.is_empty() {
+            return self.remove_finalizer(node, latest, FOREGROUND).await;
+        }
+        for (dependent, waits) in blocking {
+            if !waits {
+                self.deletions.add(Uid(dependent));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the owner's reference from all its dependents, then lets the owner go.
+    async fn orphan_dependents(&self, uid: Uid) -> Result<(), kube::Error> {
+        let Some(owner) = self.graph.lock().get(&uid.0) else { return Ok(()) };
+        let dependents = self.graph.lock().dependents(&uid.0);
+        for dependent in dependents {
+            let Some(latest) = self.latest(&dependent).await? else { continue };
+            let references = latest.owner_references.clone().unwrap_or_default();
+            let kept: Vec<_> = references.iter().filter(|reference| reference.uid != uid.0).cloned().collect();
+            if kept.len() != references.len() {
+                self.patch(&dependent.path(), &latest, json!({"ownerReferences": kept})).await?;
+            }
+        }
+        let Some(latest) = self.latest(&owner).await? else { return Ok(()) };
+        self.remove_finalizer(&owner, &latest, ORPHAN).await
+    }
+
+    async fn remove_finalizer(&self, node: &Node, latest: &ObjectMeta, finalizer: &str) -> Result<(), kube::Error> {
+        let finalizers = latest.finalizers.clone().unwrap_or_default();
+        let kept: Vec<_> = finalizers.iter().filter(|found| *found != finalizer).cloned().collect();
+        if kept.len() == finalizers.len() {
+            return Ok(());
+        }
+        self.patch(&node.path(), latest, json!({"finalizers": kept})).await
+    }
+
+    /// Changes metadata of exactly the version that was read.
+    async fn patch(&self, path: &str, latest: &ObjectMeta, mut metadata: serde_json::Value) -> Result<(), kube::Error> {
+        metadata["uid"] = json!(latest.uid);
+        metadata["resourceVersion"] = json!(latest.resource_version);
+        let patch = json!({"metadata": metadata});
+        let result = objects::patch_at::<Object>(&self.client, path, PatchKind::Merge, &patch).await;
+        errors::ignore_not_found(result).map(drop)
+    }
+
+    /// The object's metadata as the server has it; `None` if it is gone or another one has its name.
+    async fn latest(&self, node: &Node) -> Result<Option<ObjectMeta>, kube::Error> {
+        let found = objects::request::<Object>(&self.client, Method::GET, &node.path(), "", None).await;
+        let found = errors::ignore_not_found(found)?.map(|object| object.metadata);
+        Ok(found.filter(|meta| owners::uid(meta) == node.uid))
+    }
+
+    /// An owner as the graph or the server has it; `None` if it is gone for good.
+    async fn owner(&self, dependent: &Node, reference: &OwnerReference) -> Result<Option<ObjectMeta>, kube::Error> {
+        if self.absent.lock().get(&reference.uid).is_some_and(|since| since.elapsed() < ABSENT_TTL) {
+            return Ok(None);
+        }
+        let group = reference.api_version.split_once('/').map_or("", |(group, _)| group);
+        let resource = self.resources.lock().by_kind.get(&(group.to_owned(), reference.kind.clone())).cloned();
+        // A kind that is not served may be served again: nothing is deleted on a guess.
+        let Some(resource) = resource else {
+            return Err(kube::Error::Service(
+                format!("no matches for kind \"{}\" in \"{}\"", reference.kind, reference.api_version).into(),
+            ));
+        };
+        // An object of the cluster cannot be owned by one of a namespace.
+        let found = if resource.namespaced && dependent.namespace.is_empty() {
+            None
+        } else {
+            let path = resource.path(&dependent.namespace, &reference.name);
+            errors::ignore_not_found(objects::request::<Object>(&self.client, Method::GET, &path, "", None).await)?
+        };
+        let found = found.map(|object| object.metadata).filter(|meta| owners::uid(meta) == reference.uid);
+        if found.is_none() {
+            let mut absent = self.absent.lock();
+            if absent.len() >= ABSENT_MAX {
+                absent.clear();
+            }
+            absent.insert(reference.uid.clone(), Instant::now());
+        }
+        Ok(found)
+    }
+}
+
+fn is_foreground(meta: &ObjectMeta) -> bool {
+    owners::is_deleting(meta) && meta.finalizers.iter().flatten().any(|finalizer| finalizer == FOREGROUND)
+}
+
+/// Events have no owners and are many.
+fn is_collected(resource: &Resource) -> bool {
+    let all = ["list", "watch", "delete"].iter().all(|verb| resource.can(verb));
+    all && !(resource.name == "events" && matches!(resource.group.as_str(), "" | "events.k8s.io"))
+}
