@@ -22,5 +22,6 @@ pub mod pipeline;
 pub mod rbac;
 pub mod resource;
 pub mod scale;
+pub mod subresources;
 pub mod table;
 pub mod update;
