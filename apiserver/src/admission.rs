@@ -19,6 +19,7 @@ pub mod escalation;
 pub mod limit_ranger;
 pub mod namespace_lifecycle;
 pub mod pod_resources;
+pub mod pod_security;
 pub mod pod_topology_labels;
 pub mod priority;
 pub mod resource_quota;
@@ -142,6 +143,7 @@ static PLUGINS: &[(&str, bool, Make)] = &[
     ("LimitRanger", true, |p| Arc::new(limit_ranger::LimitRanger { objects: p.objects.clone() })),
     ("ServiceAccount", true, |p| Arc::new(service_account::ServiceAccount::new(p.objects.clone()))),
     ("TaintNodesByCondition", true, |_| Arc::new(taint_nodes_by_condition::TaintNodesByCondition)),
+    ("PodSecurity", true, |p| Arc::new(pod_security::PodSecurity { objects: p.objects.clone() })),
     ("Priority", true, |p| Arc::new(priority::Priority::new(p.objects.clone()))),
     ("DefaultTolerationSeconds", true, |p| Arc::new(default_toleration_seconds::DefaultTolerationSeconds::new(p))),
     ("DefaultStorageClass", true, |p| Arc::new(storage::DefaultStorageClass { objects: p.objects.clone() })),
