@@ -9,6 +9,7 @@ pub mod authentication;
 pub mod authorization;
 pub mod builtin;
 pub mod certificates;
+pub mod checks;
 pub mod convert;
 pub mod core;
 pub mod create;

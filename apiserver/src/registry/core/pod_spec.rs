@@ -1,0 +1,96 @@
+//! Pod specs, wherever they are embedded: defaults, validation, warnings (upstream: `SetDefaults_PodSpec`,
+//! `ValidatePodSpec` and `GetWarningsForPodTemplate` with all they call).
+
+mod affinity;
+mod containers;
+pub mod defaults;
+mod drop;
+mod handlers;
+mod os;
+pub mod resources;
+mod security;
+mod spec;
+mod volumes;
+mod warnings;
+
+pub use affinity::{node_selector, node_selector_term, tolerations};
+pub use drop::drop_disabled_fields;
+pub use resources::aggregate_requests;
+pub use security::{app_armor_profile, pod_annotations};
+pub use spec::validate;
+pub use volumes::persistent_volume_claim_spec;
+pub use warnings::{for_pod, for_template};
+
+use coxswain_api::field::{ErrorList, View};
+
+/// What differs between a pod and a template, and what an update may keep although it is wrong by now
+/// (upstream: `PodValidationOptions`).
+#[derive(Clone, Copy, Default)]
+pub struct Options {
+    /// The spec is a Pod's own, not a template's.
+    pub is_pod: bool,
+    pub allow_invalid_deletion_cost: bool,
+    pub allow_invalid_label_value_in_selector: bool,
+    pub allow_indivisible_huge_pages: bool,
+    pub allow_invalid_spread_selector: bool,
+    pub allow_non_local_token_path: bool,
+    pub allow_sysctls_of_host: bool,
+    pub allow_invalid_node_affinity_value: bool,
+}
+
+impl Options {
+    /// What the spec as it was (none on create) lets through. `owner` is the pod or the template, with its metadata.
+    pub fn of_old(old: Option<&View<'_>>, is_pod: bool) -> Self {
+        let mut options = Options { is_pod, ..Options::default() };
+        let Some(old) = old else { return options };
+        // Each leniency is granted where the old object needs it: it is what makes the difference.
+        let wrong = |options: &Options| -> usize {
+            let mut errors = ErrorList::new();
+            spec::validate_leniencies(old, options, &mut errors);
+            errors.len()
+        };
+        let strict = wrong(&options);
+        if strict == 0 {
+            return options;
+        }
+        let grants: [fn(&mut Options); 7] = [
+            |o| o.allow_invalid_deletion_cost = true,
+            |o| o.allow_invalid_label_value_in_selector = true,
+            |o| o.allow_indivisible_huge_pages = true,
+            |o| o.allow_invalid_spread_selector = true,
+            |o| o.allow_non_local_token_path = true,
+            |o| o.allow_sysctls_of_host = true,
+            |o| o.allow_invalid_node_affinity_value = true,
+        ];
+        for grant in grants {
+            let mut lenient = Options { is_pod, ..Options::default() };
+            grant(&mut lenient);
+            if wrong(&lenient) < strict {
+                grant(&mut options);
+            }
+        }
+        options
+    }
+}
+
+/// A pod template: labels, annotations and spec (upstream: `ValidatePodTemplateSpec`).
+pub fn validate_template(template: &View<'_>, options: &Options, errors: &mut ErrorList) {
+    use crate::registry::metadata::{validate_annotations, validate_labels};
+    // The labels of a template are reported without the `metadata` step, as upstream does.
+    let metadata = template.child("metadata");
+    let at = |name| View::new(metadata.child(name).value(), template.path().child(name));
+    validate_labels(&at("labels"), errors);
+    validate_annotations(&at("annotations"), errors);
+    pod_annotations(&at("annotations"), &template.child("spec"), options, errors);
+    let spec = template.child("spec");
+    spec::validate(&spec, None, options, errors);
+    // Seccomp annotations must agree with the fields where both are given.
+    security::seccomp_annotations_agree(&metadata.child("annotations"), &spec, errors);
+    if !spec.child("ephemeralContainers").is_empty() {
+        let path = spec.child("ephemeralContainers");
+        errors.push(coxswain_api::field::Error::forbidden(
+            path.path(),
+            "ephemeral containers not allowed in pod template",
+        ));
+    }
+}

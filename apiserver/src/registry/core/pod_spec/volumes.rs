@@ -1,0 +1,653 @@
+//! Volumes and their many sources (upstream: `ValidateVolumes`, `validateVolumeSource`).
+
+use super::Options;
+use super::containers::{field_reference, pull_policy, resource_reference};
+use crate::registry::checks;
+use crate::registry::core::quantities;
+use coxswain_api::Value;
+use coxswain_api::field::{Error, ErrorList, Path, View};
+use coxswain_api::names;
+use coxswain_api::quantity::Quantity;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The valid volumes of a pod by name.
+pub(super) type Volumes<'a> = BTreeMap<&'a str, &'a Value>;
+
+const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
+const PARTITION: &str = "must be between 0 and 255, inclusive";
+
+/// `pod_name` is known for pods only, not for templates.
+pub(super) fn validate<'a>(
+    volumes: &View<'a>,
+    pod_name: Option<&str>,
+    options: &Options,
+    errors: &mut ErrorList,
+) -> Volumes<'a> {
+    let pod_name = pod_name.filter(|n| !n.is_empty());
+    let ephemeral: BTreeSet<String> = match pod_name {
+        Some(pod) => {
+            let own = volumes.items().filter(|v| v.child("ephemeral").exists());
+            own.map(|v| format!("{pod}-{}", v.child("name").str())).collect()
+        }
+        None => BTreeSet::new(),
+    };
+    let mut found = Volumes::new();
+    for volume in volumes.items() {
+        let before = errors.len();
+        let name = volume.child("name");
+        source(&volume, pod_name, options, errors);
+        if name.str().is_empty() {
+            errors.push(Error::required(name.path(), ""));
+        } else {
+            checks::dns_label(&name, errors);
+        }
+        if found.contains_key(name.str()) {
+            errors.push(Error::duplicate(name.path(), name.str()));
+        }
+        if errors.len() == before
+            && let Some(value) = volume.value()
+        {
+            found.insert(name.str(), value);
+        }
+        let claim = volume.child("persistentVolumeClaim").child("claimName");
+        if volume.child("persistentVolumeClaim").exists() && ephemeral.contains(claim.str()) {
+            let why = "must not reference a PVC that gets created for an ephemeral volume";
+            errors.push(Error::invalid(claim.path(), claim.str(), why));
+        }
+    }
+    found
+}
+
+/// A check of one source, which stands at `.0`.
+type Check = fn(&View<'_>, &mut ErrorList);
+
+/// Field, the name upstream reports it by when it is one too many, and its check; in upstream's order.
+const SOURCES: &[(&str, &str, Check)] = &[
+    ("hostPath", "hostPath", host_path),
+    ("gitRepo", "gitRepo", git_repo),
+    ("gcePersistentDisk", "gcePersistentDisk", |v, e| {
+        // Upstream reports the disk's own fields under another name.
+        disk(&v.child("pdName"), &v.child("partition"), "persistentDisk", v, e)
+    }),
+    ("awsElasticBlockStore", "awsElasticBlockStore", |v, e| {
+        disk(&v.child("volumeID"), &v.child("partition"), "awsElasticBlockStore", v, e)
+    }),
+    ("secret", "secret", |v, e| {
+        need(v, &["secretName"], e);
+        modes_and_items(v, e);
+    }),
+    ("nfs", "nfs", |v, e| {
+        need(v, &["server", "path"], e);
+        let path = v.child("path");
+        if !path.str().starts_with('/') {
+            e.push(Error::invalid(path.path(), path.str(), "must be an absolute path"));
+        }
+    }),
+    ("iscsi", "iscsi", iscsi),
+    ("glusterfs", "glusterfs", |v, e| need(v, &["endpoints", "path"], e)),
+    ("flocker", "flocker", flocker),
+    ("persistentVolumeClaim", "persistentVolumeClaim", |v, e| need(v, &["claimName"], e)),
+    ("rbd", "rbd", |v, e| {
+        if v.child("monitors").is_empty() {
+            e.push(Error::required(v.child("monitors").path(), ""));
+        }
+        need(v, &["image"], e);
+    }),
+    ("cinder", "cinder", |v, e| {
+        need(v, &["volumeID"], e);
+        secret_reference(v, e);
+    }),
+    ("cephfs", "cephFS", |v, e| {
+        if v.child("monitors").is_empty() {
+            e.push(Error::required(v.child("monitors").path(), ""));
+        }
+    }),
+    ("quobyte", "quobyte", quobyte),
+    ("downwardAPI", "downwarAPI", |v, e| {
+        file_mode(&v.child("defaultMode"), e);
+        for file in v.child("items").items() {
+            downward_file(&file, v.path(), e);
+        }
+    }),
+    ("fc", "fc", fibre_channel),
+    ("flexVolume", "flexVolume", flex),
+    ("configMap", "configMap", |v, e| {
+        need(v, &["name"], e);
+        modes_and_items(v, e);
+    }),
+    ("azureFile", "azureFile", |v, e| need(v, &["secretName", "shareName"], e)),
+    ("vsphereVolume", "vsphereVolume", |v, e| need(v, &["volumePath"], e)),
+    ("photonPersistentDisk", "photonPersistentDisk", |v, e| need(v, &["pdID"], e)),
+    ("portworxVolume", "portworxVolume", |v, e| need(v, &["volumeID"], e)),
+    ("azureDisk", "azureDisk", azure_disk),
+    ("storageos", "storageos", storage_os),
+    ("projected", "projected", |_, _| {}),
+    ("scaleIO", "scaleIO", |v, e| need(v, &["gateway", "system", "volumeName"], e)),
+    ("csi", "csi", csi),
+    ("ephemeral", "ephemeral", |_, _| {}),
+    ("image", "image", |_, _| {}),
+];
+
+fn source(volume: &View<'_>, pod_name: Option<&str>, options: &Options, errors: &mut ErrorList) {
+    let mut count = 0;
+    let name = volume.child("name").str();
+    let empty = volume.child("emptyDir");
+    if empty.exists() {
+        count += 1;
+        let limit = empty.child("sizeLimit");
+        if Quantity::parse(limit.str()).is_ok_and(|q| q.sign() < 0) {
+            errors.push(Error::forbidden(limit.path(), "SizeLimit field must be a valid resource quantity"));
+        }
+    }
+    for (field, reported, check) in SOURCES {
+        let source = volume.child(field);
+        if !source.exists() {
+            continue;
+        }
+        if count > 0 {
+            let path = volume.path().child(reported);
+            errors.push(Error::forbidden(&path, "may not specify more than 1 volume type"));
+        } else {
+            count += 1;
+            check(&source, errors);
+            match *field {
+                "projected" => projected(&source, options, errors),
+                "ephemeral" => ephemeral(&source, volume, pod_name, errors),
+                "image" => {
+                    if options.is_pod {
+                        checks::required(&source.child("reference"), errors);
+                    }
+                    pull_policy(&source.child("pullPolicy"), errors);
+                }
+                _ => {}
+            }
+        }
+        if *field == "iscsi" && source.child("initiatorName").exists() {
+            let total = name.len() + 1 + source.child("targetPortal").len();
+            if total > 64 {
+                let why = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if \
+                           iscsi.initiatorName is specified.";
+                errors.push(Error::invalid(volume.child("name").path(), name, why));
+            }
+        }
+    }
+    if count == 0 {
+        errors.push(Error::required(volume.path(), "must specify a volume type"));
+    }
+}
+
+fn need(source: &View<'_>, fields: &[&'static str], errors: &mut ErrorList) {
+    for field in fields {
+        checks::required(&source.child(field), errors);
+    }
+}
+
+fn secret_reference(source: &View<'_>, errors: &mut ErrorList) {
+    let reference = source.child("secretRef");
+    if reference.exists() {
+        checks::required(&reference.child("name"), errors);
+    }
+}
+
+fn host_path(source: &View<'_>, errors: &mut ErrorList) {
+    let path = source.child("path");
+    if path.str().is_empty() {
+        errors.push(Error::required(path.path(), ""));
+        return;
+    }
+    checks::no_backsteps(&path, path.path(), errors);
+    let kind = source.child("type");
+    if kind.exists() {
+        const KINDS: &[&str] =
+            &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+        checks::supported_value(&kind, KINDS, errors);
+    }
+}
+
+fn git_repo(source: &View<'_>, errors: &mut ErrorList) {
+    need(source, &["repository"], errors);
+    let directory = source.child("directory");
+    checks::descending_path(&directory, directory.path(), errors);
+}
+
+fn disk(id: &View<'_>, partition: &View<'_>, reported: &'static str, source: &View<'_>, errors: &mut ErrorList) {
+    // `…volumes[0].persistentDisk.pdName`: the last step is kept, the one before it replaced.
+    let place = |view: &View<'_>, field: &'static str| match reported {
+        "persistentDisk" => {
+            let whole = source.path().to_string();
+            let volume = whole.strip_suffix(".gcePersistentDisk").unwrap_or_default().to_owned();
+            Path::root().child_named(&format!("{volume}.persistentDisk")).child(field)
+        }
+        _ => view.path().clone(),
+    };
+    let id_field = if reported == "persistentDisk" { "pdName" } else { "volumeID" };
+    if id.str().is_empty() {
+        errors.push(Error::required(&place(id, id_field), ""));
+    }
+    if !(0..=255).contains(&partition.i64()) {
+        errors.push(Error::invalid(&place(partition, "partition"), partition.i64(), PARTITION));
+    }
+}
+
+fn file_mode(mode: &View<'_>, errors: &mut ErrorList) {
+    if mode.opt_i64().is_some_and(|m| !(0..=0o777).contains(&m)) {
+        errors.push(Error::invalid(mode.path(), mode.i64(), FILE_MODE));
+    }
+}
+
+fn modes_and_items(source: &View<'_>, errors: &mut ErrorList) {
+    file_mode(&source.child("defaultMode"), errors);
+    for item in source.child("items").items() {
+        key_to_path(&item, errors);
+    }
+}
+
+fn key_to_path(item: &View<'_>, errors: &mut ErrorList) {
+    need(item, &["key", "path"], errors);
+    let path = item.child("path");
+    checks::local_path(&path, path.path(), errors);
+    file_mode(&item.child("mode"), errors);
+}
+
+fn is_iscsi_name(name: &str) -> bool {
+    let hex =
+        |text: &str, lengths: &[usize]| lengths.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if let Some(rest) = name.strip_prefix("iqn.") {
+        // iqn.yyyy-mm.domain, optionally followed by a colon and anything.
+        let (date, rest) = rest.split_once('.').unwrap_or((rest, ""));
+        let date_good = date.len() == 7
+            && date.as_bytes()[4] == b'-'
+            && date.bytes().enumerate().all(|(i, b)| i == 4 || b.is_ascii_digit());
+        let domain = rest.split_once(':').map_or(rest, |(d, _)| d);
+        let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        return date_good
+            && domain.split('.').all(label)
+            && !rest.ends_with(':')
+            && !rest.contains(char::is_whitespace);
+    }
+    match name.split_once('.') {
+        Some(("eui", id)) => hex(id, &[16]),
+        Some(("naa", id)) => hex(id, &[16, 32]),
+        _ => false,
+    }
+}
+
+fn iscsi(source: &View<'_>, errors: &mut ErrorList) {
+    need(source, &["targetPortal"], errors);
+    let iqn = source.child("iqn");
+    let known = |name: &str| ["iqn", "eui", "naa"].iter().any(|p| name.starts_with(p));
+    const WHICH: &str = "must be valid format starting with iqn, eui, or naa";
+    if iqn.str().is_empty() {
+        errors.push(Error::required(iqn.path(), ""));
+    } else if !known(iqn.str()) {
+        errors.push(Error::invalid(iqn.path(), iqn.str(), WHICH));
+    } else if !is_iscsi_name(iqn.str()) {
+        errors.push(Error::invalid(iqn.path(), iqn.str(), "must be valid format"));
+    }
+    let lun = source.child("lun");
+    if !(0..=255).contains(&lun.i64()) {
+        errors.push(Error::invalid(lun.path(), lun.i64(), names::range_error(0, 255)));
+    }
+    let chap = source.child("chapAuthDiscovery").bool() || source.child("chapAuthSession").bool();
+    if chap && !source.child("secretRef").exists() {
+        errors.push(Error::required(source.child("secretRef").path(), ""));
+    }
+    let initiator = source.child("initiatorName");
+    if initiator.exists() {
+        let path = source.path().child("initiatorname");
+        if !known(initiator.str()) {
+            errors.push(Error::invalid(&path, initiator.str(), WHICH));
+        } else if !is_iscsi_name(initiator.str()) {
+            errors.push(Error::invalid(&path, initiator.str(), "must be valid format"));
+        }
+    }
+}
+
+fn flocker(source: &View<'_>, errors: &mut ErrorList) {
+    let (name, id) = (source.child("datasetName"), source.child("datasetUUID"));
+    if name.str().is_empty() && id.str().is_empty() {
+        errors.push(Error::required(source.path(), "one of datasetName and datasetUUID is required"));
+    }
+    if !name.str().is_empty() && !id.str().is_empty() {
+        let why = "datasetName and datasetUUID can not be specified simultaneously";
+        errors.push(Error::invalid(source.path(), "resource", why));
+    }
+    if name.str().contains('/') {
+        errors.push(Error::invalid(name.path(), name.str(), "must not contain '/'"));
+    }
+}
+
+fn quobyte(source: &View<'_>, errors: &mut ErrorList) {
+    const WHY: &str = "must be a host:port pair or multiple pairs separated by commas";
+    let registry = source.child("registry");
+    if registry.str().is_empty() {
+        errors.push(Error::required(registry.path(), WHY));
+    } else if source.child("tenant").len() >= 65 {
+        let path = source.child("tenant");
+        errors.push(Error::required(path.path(), "must be a UUID and may not exceed a length of 64 characters"));
+    } else {
+        for pair in registry.str().split(',') {
+            // `[::1]:80` or `host:80`, with no further colon in a plain host.
+            let good = match pair.strip_prefix('[') {
+                Some(rest) => rest.split_once("]:").is_some_and(|(_, port)| !port.contains(':')),
+                None => pair.matches(':').count() == 1,
+            };
+            if !good {
+                errors.push(Error::invalid(registry.path(), registry.str(), WHY));
+            }
+        }
+    }
+    need(source, &["volume"], errors);
+}
+
+/// Fields of a pod that a volume can show, sorted.
+const VOLUME_FIELDS: &[&str] =
+    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+
+/// The errors are reported at the source, not at the file, as upstream's are.
+fn downward_file(file: &View<'_>, at: &Path, errors: &mut ErrorList) {
+    let moved = |field: &'static str| View::new(file.child(field).value(), at.child(field));
+    checks::required(&moved("path"), errors);
+    checks::local_path(&file.child("path"), &at.child("path"), errors);
+    let (field, resource) = (moved("fieldRef"), moved("resourceFieldRef"));
+    if field.exists() {
+        field_reference(&field, VOLUME_FIELDS, errors);
+        if resource.exists() {
+            let why = "fieldRef and resourceFieldRef can not be specified simultaneously";
+            errors.push(Error::invalid(at, "resource", why));
+        }
+    } else if resource.exists() {
+        resource_reference(&resource, true, errors);
+    } else {
+        errors.push(Error::required(at, "one of fieldRef and resourceFieldRef is required"));
+    }
+    file_mode(&moved("mode"), errors);
+}
+
+fn fibre_channel(source: &View<'_>, errors: &mut ErrorList) {
+    let (targets, ids, lun) = (source.child("targetWWNs"), source.child("wwids"), source.child("lun"));
+    if targets.is_empty() && ids.is_empty() {
+        errors.push(Error::required(targets.path(), "must specify either targetWWNs or wwids, but not both"));
+    }
+    if !targets.is_empty() && !ids.is_empty() {
+        let why = "targetWWNs and wwids can not be specified simultaneously";
+        errors.push(Error::invalid(targets.path(), &targets, why));
+    }
+    if !targets.is_empty() {
+        match lun.opt_i64() {
+            None => errors.push(Error::required(lun.path(), "lun is required if targetWWNs is specified")),
+            Some(n) if !(0..=255).contains(&n) => {
+                errors.push(Error::invalid(lun.path(), n, names::range_error(0, 255)));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn flex(source: &View<'_>, errors: &mut ErrorList) {
+    need(source, &["driver"], errors);
+    for (key, option) in source.child("options").entries() {
+        let domain = key.split_once('/').map_or(key, |(d, _)| d);
+        let domain = format!(".{}", domain.to_lowercase());
+        if domain.ends_with(".kubernetes.io") || domain.ends_with(".k8s.io") {
+            errors.push(Error::invalid(option.path(), key, "kubernetes.io and k8s.io namespaces are reserved"));
+        }
+    }
+}
+
+fn azure_disk(source: &View<'_>, errors: &mut ErrorList) {
+    need(source, &["diskName", "diskURI"], errors);
+    let (caching, kind, uri) = (source.child("cachingMode"), source.child("kind"), source.child("diskURI"));
+    if caching.exists() {
+        checks::supported_value(&caching, &["None", "ReadOnly", "ReadWrite"], errors);
+    }
+    if kind.exists() {
+        checks::supported_value(&kind, &["Dedicated", "Managed", "Shared"], errors);
+        let (start, shown) = match kind.str() {
+            "Managed" => (
+                "/subscriptions/",
+                "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}",
+            ),
+            _ => ("https://", "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd"),
+        };
+        if !uri.str().starts_with(start) {
+            errors.push(Error::not_supported(uri.path(), uri.str(), &[shown]));
+        }
+    }
+}
+
+fn storage_os(source: &View<'_>, errors: &mut ErrorList) {
+    let (name, namespace) = (source.child("volumeName"), source.child("volumeNamespace"));
+    if name.str().is_empty() {
+        errors.push(Error::required(name.path(), ""));
+    } else {
+        checks::dns_label(&name, errors);
+    }
+    if !namespace.str().is_empty() {
+        checks::dns_label(&namespace, errors);
+    }
+    secret_reference(source, errors);
+}
+
+/// The name of a CSI driver, wherever one is given (upstream: `ValidateCSIDriverName`).
+pub fn csi_driver_name(name: &View<'_>, errors: &mut ErrorList) {
+    if name.str().is_empty() {
+        errors.push(Error::required(name.path(), ""));
+    }
+    if name.str().len() > 63 {
+        errors.push(Error::too_long(name.path(), 63));
+    }
+    for why in names::dns1123_subdomain(&name.str().to_lowercase(), false) {
+        errors.push(Error::invalid(name.path(), name.str(), why));
+    }
+}
+
+fn csi(source: &View<'_>, errors: &mut ErrorList) {
+    csi_driver_name(&source.child("driver"), errors);
+    let reference = source.child("nodePublishSecretRef");
+    if reference.exists() {
+        let name = reference.child("name");
+        if name.str().is_empty() {
+            errors.push(Error::required(name.path(), ""));
+        } else {
+            checks::dns_subdomain(&name, errors);
+        }
+    }
+}
+
+fn projected(source: &View<'_>, options: &Options, errors: &mut ErrorList) {
+    file_mode(&source.child("defaultMode"), errors);
+    let at = source.path();
+    let mut paths: BTreeSet<&str> = BTreeSet::new();
+    for projection in source.child("sources").items() {
+        let mut count = 0;
+        for kind in ["secret", "configMap"] {
+            let kind = projection.child(kind);
+            if !kind.exists() {
+                continue;
+            }
+            count += 1;
+            need(&kind, &["name"], errors);
+            for item in kind.child("items").items() {
+                key_to_path(&item, errors);
+                let path = item.child("path").str();
+                if !path.is_empty() && !paths.insert(path) {
+                    errors.push(Error::invalid(at, kind.child("name").str(), "conflicting duplicate paths"));
+                }
+            }
+        }
+        let downward = projection.child("downwardAPI");
+        if downward.exists() {
+            count += 1;
+            for file in downward.child("items").items() {
+                downward_file(&file, downward.path(), errors);
+                let path = file.child("path").str();
+                if !path.is_empty() && !paths.insert(path) {
+                    errors.push(Error::invalid(at, path, "conflicting duplicate paths"));
+                }
+            }
+        }
+        let token = projection.child("serviceAccountToken");
+        if token.exists() {
+            count += 1;
+            let seconds = token.child("expirationSeconds");
+            if seconds.i64() < 600 {
+                let why = "may not specify a duration less than 10 minutes";
+                errors.push(Error::invalid(seconds.path(), seconds.i64(), why));
+            }
+            if seconds.i64() > 1 << 32 {
+                let why = "may not specify a duration larger than 2^32 seconds";
+                errors.push(Error::invalid(seconds.path(), seconds.i64(), why));
+            }
+            let path = token.child("path");
+            if path.str().is_empty() {
+                errors.push(Error::required(&at.child("path"), ""));
+            } else if !options.allow_non_local_token_path {
+                checks::local_path(&path, &at.child("path"), errors);
+            }
+        }
+        let bundle = projection.child("clusterTrustBundle");
+        if bundle.exists() {
+            count += 1;
+            trust_bundle(&bundle, at, &mut paths, errors);
+        }
+        if count > 1 {
+            errors.push(Error::forbidden(projection.path(), "may not specify more than 1 volume type per source"));
+        }
+    }
+}
+
+fn trust_bundle<'a>(bundle: &View<'a>, at: &Path, paths: &mut BTreeSet<&'a str>, errors: &mut ErrorList) {
+    let (name, signer) = (bundle.child("name"), bundle.child("signerName"));
+    match (name.exists(), signer.exists()) {
+        (true, true) => {
+            errors.push(Error::invalid(bundle.path(), bundle, "only one of name and signerName may be used"))
+        }
+        (true, false) => {
+            if name.str().is_empty() {
+                errors.push(Error::required(name.path(), "must be a valid object name"));
+            }
+            let selector = bundle.child("labelSelector");
+            if selector.exists() {
+                let why = "labelSelector must be unset if name is specified";
+                errors.push(Error::invalid(selector.path(), &selector, why));
+            }
+        }
+        (false, true) => {
+            if signer.str().is_empty() {
+                errors.push(Error::required(signer.path(), "must be a valid signer name"));
+            }
+            checks::label_selector(&bundle.child("labelSelector"), Default::default(), errors);
+        }
+        (false, false) => {
+            errors.push(Error::required(bundle.path(), "either name or signerName must be specified"));
+        }
+    }
+    let path = bundle.child("path");
+    checks::required(&path, errors);
+    checks::local_path(&path, path.path(), errors);
+    if !paths.insert(path.str()) {
+        errors.push(Error::invalid(at, path.str(), "conflicting duplicate paths"));
+    }
+}
+
+fn ephemeral(source: &View<'_>, volume: &View<'_>, pod_name: Option<&str>, errors: &mut ErrorList) {
+    let template = source.child("volumeClaimTemplate");
+    if !template.exists() {
+        errors.push(Error::required(template.path(), ""));
+    } else {
+        let metadata = template.child("metadata");
+        crate::registry::metadata::validate_annotations(&metadata.child("annotations"), errors);
+        checks::labels(&metadata.child("labels"), errors);
+        // The claim's metadata is made of the pod's: nothing but labels and annotations can be given.
+        for (field, _) in metadata.entries() {
+            if !matches!(field, "labels" | "annotations" | "creationTimestamp") {
+                let path = metadata.path().child_named(field);
+                errors.push(Error::forbidden(&path, "cannot be set for an ephemeral volume"));
+            }
+        }
+        persistent_volume_claim_spec(&template.child("spec"), errors);
+    }
+    let name = volume.child("name");
+    if let Some(pod) = pod_name.filter(|_| !name.str().is_empty()) {
+        let claim = format!("{pod}-{}", name.str());
+        for why in names::dns1123_subdomain(&claim, false) {
+            errors.push(Error::invalid(name.path(), name.str(), format!("PVC name \"{claim}\": {why}")));
+        }
+    }
+}
+
+/// The spec of a claim (upstream: `ValidatePersistentVolumeClaimSpec`).
+pub fn persistent_volume_claim_spec(spec: &View<'_>, errors: &mut ErrorList) {
+    let modes = spec.child("accessModes");
+    if modes.is_empty() {
+        errors.push(Error::required(modes.path(), "at least 1 access mode is required"));
+    }
+    checks::label_selector(&spec.child("selector"), Default::default(), errors);
+    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+    let (mut exclusive, mut shared) = (false, false);
+    for mode in modes.items() {
+        if !MODES.contains(&mode.str()) {
+            errors.push(Error::not_supported(modes.path(), mode.str(), MODES));
+        }
+        if mode.str() == "ReadWriteOncePod" { exclusive = true } else { shared = true }
+    }
+    if exclusive && shared {
+        let why = "may not use ReadWriteOncePod with other access modes";
+        errors.push(Error::forbidden(modes.path(), why));
+    }
+    let storage = spec.child("resources").child("requests").child("storage");
+    let at = spec.path().child("resources").key("storage");
+    if !storage.exists() {
+        errors.push(Error::required(&at, ""));
+    } else {
+        let moved = View::new(storage.value(), at.clone());
+        quantities::validate_quantity("storage", &moved, errors);
+        if Quantity::parse(storage.str()).is_ok_and(|q| q.sign() <= 0) {
+            errors.push(Error::invalid(&at, storage.str(), checks::NOT_POSITIVE));
+        }
+    }
+    let class = spec.child("storageClassName");
+    if !class.str().is_empty() {
+        checks::dns_subdomain(&class, errors);
+    }
+    let mode = spec.child("volumeMode");
+    if mode.exists() {
+        checks::supported_value(&mode, &["Block", "Filesystem"], errors);
+    }
+    data_source(spec, errors);
+    let attributes = spec.child("volumeAttributesClassName");
+    if !attributes.str().is_empty() {
+        checks::dns_subdomain(&attributes, errors);
+    }
+}
+
+fn data_source(spec: &View<'_>, errors: &mut ErrorList) {
+    let (source, reference) = (spec.child("dataSource"), spec.child("dataSourceRef"));
+    for source in [&source, &reference] {
+        if !source.exists() {
+            continue;
+        }
+        need(source, &["name", "kind"], errors);
+        let group = source.child("apiGroup");
+        if group.str().is_empty() {
+            if source.child("kind").str() != "PersistentVolumeClaim" {
+                let why = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+                errors.push(Error::invalid(source.path(), source.child("kind").str(), why));
+            }
+        } else {
+            checks::dns_subdomain(&group, errors);
+        }
+    }
+    let namespaced = !reference.child("namespace").str().is_empty();
+    if namespaced && source.exists() {
+        let why = "may not be specified when dataSourceRef.namespace is specified";
+        errors.push(Error::invalid(spec.path(), source.path().to_string(), why));
+    } else if !namespaced && source.exists() && reference.exists() {
+        let differs =
+            ["apiGroup", "kind", "name"].iter().any(|f| source.child(f).value() != reference.child(f).value());
+        if differs {
+            errors.push(Error::invalid(spec.path(), source.path().to_string(), "must match dataSourceRef"));
+        }
+    }
+}
