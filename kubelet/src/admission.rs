@@ -1,0 +1,217 @@
+//! Whether a pod bound to this node can run here (upstream: `lifecycle/predicate.go`, `scheduler/framework/plugins/*` as the kubelet uses
+//! them). A pod that cannot fails for good: whoever bound it, or the static file, has to know.
+
+use crate::kubelet::Kubelet;
+use crate::pod::{self, PodExt, now};
+use crate::resources;
+use crate::sandbox;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PodStatus};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    pub reason: String,
+    pub message: String,
+}
+
+impl Rejection {
+    fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Rejection { reason: reason.into(), message: message.into() }
+    }
+
+    fn predicate(name: &str, message: &str) -> Self {
+        Rejection::new(name, format!("Predicate {name} failed: {message}"))
+    }
+}
+
+pub fn rejected_status(pod: &Pod, rejection: &Rejection) -> PodStatus {
+    let mut status = pod.status().clone();
+    status.phase = Some("Failed".into());
+    status.reason = Some(rejection.reason.clone());
+    status.message = Some(format!("Pod was rejected: {}", rejection.message));
+    status.observed_generation = pod.metadata.generation;
+    status.qos_class = Some(resources::qos_class(pod).name().into());
+    status.start_time = status.start_time.or_else(|| Some(now()));
+    status
+}
+
+/// The node's verdict on a new pod, beside those it has accepted.
+pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
+    let others: Vec<_> = kubelet
+        .handles()
+        .into_iter()
+        .filter(|h| !h.rejected.load(Ordering::Acquire) && !h.finished.load(Ordering::Acquire))
+        .map(|h| h.pod())
+        .collect();
+    if let Some(os) = pod.spec().os.as_ref().filter(|os| os.name != "linux") {
+        return Err(Rejection::new(
+            "PodOSNotSupported",
+            format!("Failed to admit pod as the OS field doesn't match node OS: {}", os.name),
+        ));
+    }
+    if let Some(message) = sandbox::forbidden_sysctl(pod, &kubelet.config.settings.allowed_unsafe_sysctls) {
+        return Err(Rejection::new("SysctlForbidden", message));
+    }
+    fits_resources(&kubelet.allocatable(), &others.iter().map(|p| p.as_ref()).collect::<Vec<_>>(), pod)?;
+    let Some(node) = kubelet.node_object() else { return Ok(()) };
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    if !matches_node(pod, &labels, &kubelet.config.node_name) {
+        return Err(Rejection::predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
+    }
+    if ports_taken(&others.iter().map(|p| p.as_ref()).collect::<Vec<_>>(), pod) {
+        return Err(Rejection::predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports"));
+    }
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
+    let untolerated = taints.into_iter().flatten().any(|taint| {
+        taint.effect == "NoExecute"
+            && !pod.spec().tolerations.iter().flatten().any(|t| {
+                let effect = t.effect.as_deref().unwrap_or_default();
+                let key = t.key.as_deref().unwrap_or_default();
+                let same_value = t.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
+                let exists = t.operator.as_deref() == Some("Exists");
+                (effect.is_empty() || effect == taint.effect)
+                    && (key.is_empty() && exists || key == taint.key)
+                    && (exists || same_value)
+            })
+    });
+    if untolerated && !pod::is_static(pod) {
+        return Err(Rejection::predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate"));
+    }
+    Ok(())
+}
+
+/// Amounts in messages are thousandths for CPUs and whole units otherwise, as upstream counts.
+fn fits_resources(allocatable: &resources::ResourceList, others: &[&Pod], pod: &Pod) -> Result<(), Rejection> {
+    let amount = |name: &str, quantity| {
+        if name == "cpu" { resources::milli_value(quantity) } else { resources::value(quantity) }
+    };
+    let out_of = |name: &str, requested: i64, used: i64, capacity: i64| {
+        let message = format!(
+            "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+        );
+        Rejection::new(format!("OutOf{name}"), message)
+    };
+    let capacity = |name: &str| allocatable.get(name).map_or(0, |q| amount(name, q));
+    let count = others.len() as i64;
+    if count + 1 > capacity("pods") {
+        return Err(out_of("pods", 1, count, capacity("pods")));
+    }
+    let requests = resources::pod_requests(pod);
+    let mut used: BTreeMap<String, i64> = BTreeMap::new();
+    for other in others {
+        for (name, quantity) in resources::pod_requests(other) {
+            *used.entry(name.clone()).or_default() += amount(&name, &quantity);
+        }
+    }
+    // The usual resources first, then extended ones by name.
+    let mut names: Vec<&String> = requests.keys().collect();
+    names.sort_by_key(|n| {
+        (["cpu", "memory", "ephemeral-storage"].iter().position(|k| *k == n.as_str()).unwrap_or(9), n.as_str())
+    });
+    for name in names {
+        let requested = amount(name, &requests[name]);
+        let used = used.get(name).copied().unwrap_or(0);
+        // Extended resources of device plugins that have not come back after a restart are not the pod's fault.
+        if requested > 0 && (allocatable.contains_key(name) || !name.contains('/')) && requested + used > capacity(name)
+        {
+            return Err(out_of(name, requested, used, capacity(name)));
+        }
+    }
+    Ok(())
+}
+
+fn matches_node(pod: &Pod, labels: &BTreeMap<String, String>, node_name: &str) -> bool {
+    let spec = pod.spec();
+    if spec.node_selector.iter().flatten().any(|(k, v)| labels.get(k) != Some(v)) {
+        return false;
+    }
+    let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
+    match affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()) {
+        None => true,
+        Some(required) => required.node_selector_terms.iter().any(|term| matches_term(term, labels, node_name)),
+    }
+}
+
+fn matches_term(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>, node_name: &str) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    // A term without anything matches nothing.
+    !(expressions.is_empty() && fields.is_empty())
+        && expressions.iter().all(|r| matches_requirement(r, labels.get(&r.key).map(String::as_str)))
+        && fields.iter().all(|r| r.key == "metadata.name" && matches_requirement(r, Some(node_name)))
+}
+
+fn matches_requirement(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let listed = value.is_some_and(|v| values.iter().any(|x| x == v));
+    let compared = || Some((value?.parse::<i64>().ok()?, values.first()?.parse::<i64>().ok()?));
+    match requirement.operator.as_str() {
+        "In" => listed,
+        "NotIn" => !listed,
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => compared().is_some_and(|(a, b)| a > b),
+        "Lt" => compared().is_some_and(|(a, b)| a < b),
+        _ => false,
+    }
+}
+
+fn ports_taken(others: &[&Pod], pod: &Pod) -> bool {
+    fn ports(pod: &Pod) -> Vec<(String, String, i32)> {
+        pod::long_lived_containers(pod.spec())
+            .filter(|c| c.kind == pod::ContainerKind::Regular || c.is_sidecar())
+            .flat_map(|c| c.container.ports.iter().flatten())
+            .filter_map(|p| {
+                let port = p.host_port.filter(|p| *p > 0)?;
+                let ip = p.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".into());
+                Some((p.protocol.clone().unwrap_or_else(|| "TCP".into()), ip, port))
+            })
+            .collect()
+    }
+    let wanted = ports(pod);
+    others.iter().flat_map(|p| ports(p)).any(|(protocol, ip, port)| {
+        wanted.iter().any(|(wp, wip, wport)| {
+            *wp == protocol && *wport == port && (*wip == ip || ip == "0.0.0.0" || wip == "0.0.0.0")
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn requests_must_fit_beside_those_of_others() {
+        let quantity = |s: &str| k8s_openapi::apimachinery::pkg::api::resource::Quantity(s.into());
+        let node = [("cpu", "1"), ("memory", "1Gi"), ("pods", "2")].map(|(k, v)| (k.to_string(), quantity(v))).into();
+        let a = pod(serde_json::json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "600m"}}}]}));
+        assert!(fits_resources(&node, &[], &a).is_ok());
+        assert_eq!(
+            fits_resources(&node, &[&a], &a).unwrap_err(),
+            Rejection::new(
+                "OutOfcpu",
+                "Node didn't have enough resource: cpu, requested: 600, used: 600, capacity: 1000"
+            )
+        );
+        let small = pod(serde_json::json!({"containers": []}));
+        assert_eq!(fits_resources(&node, &[&small, &small], &small).unwrap_err().reason, "OutOfpods");
+    }
+
+    #[test]
+    fn host_ports_conflict_by_protocol_and_address() {
+        let with = |ip: &str, protocol: &str| {
+            pod(
+                serde_json::json!({"containers": [{"name": "a", "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": ip, "protocol": protocol}]}]}),
+            )
+        };
+        assert!(ports_taken(&[&with("", "TCP")], &with("1.1.1.1", "TCP")));
+        assert!(!ports_taken(&[&with("2.2.2.2", "TCP")], &with("1.1.1.1", "TCP")));
+        assert!(!ports_taken(&[&with("", "UDP")], &with("", "TCP")));
+    }
+}

@@ -1,0 +1,630 @@
+//! A pod's status as the API shows it, from what the runtime holds (upstream: `kubelet_pods.go: generateAPIPodStatus`, `status/generate.go`).
+//!
+//! Pure: the same inputs give the same status, apart from the time of a transition.
+
+use crate::actions;
+use crate::cri::v1::{self, ContainerState as State};
+use crate::images::StartError;
+use crate::pod::{self, ContainerKind, PodExt, condition, container_status, is_sidecar, now, time_of_nanos};
+use crate::probes::{self, Results};
+use crate::resources;
+use crate::runtime_status::{RuntimeContainer, RuntimePod};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
+    VolumeMountStatus,
+};
+use std::collections::HashMap;
+
+/// Conditions that the kubelet alone sets; others are left as they are.
+pub const OWNED_CONDITIONS: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "PodResizePending",
+    "PodResizeInProgress",
+];
+
+/// What a status is made of besides the pod and the runtime's answer.
+pub struct Inputs<'a> {
+    pub pod: &'a Pod,
+    /// The status published last, or the API's after a restart.
+    pub old: &'a PodStatus,
+    pub runtime: &'a RuntimePod,
+    /// Why containers could not be started, by name.
+    pub reasons: &'a HashMap<String, StartError>,
+    /// No container will ever be started again.
+    pub terminal: bool,
+    pub host_ips: &'a [String],
+    /// `containerd` in `containerd://…`.
+    pub runtime_name: &'a str,
+    pub probes: &'a Results,
+    /// Conditions about a resize under way.
+    pub resize: &'a [PodCondition],
+    /// Resources in force where they are not those of the spec, by container name.
+    pub actual_resources: &'a HashMap<String, ResourceRequirements>,
+}
+
+pub fn generate(inputs: &Inputs<'_>) -> PodStatus {
+    let (pod, old) = (inputs.pod, inputs.old);
+    let spec = pod.spec();
+    let has_init = !pod::init_containers(spec).is_empty();
+    let ephemeral: Vec<Container> = pod::ephemeral_containers(spec).iter().map(pod::ephemeral_as_container).collect();
+    let some = |list: Vec<ContainerStatus>| (!list.is_empty()).then_some(list);
+    let mut status = PodStatus {
+        container_statuses: some(statuses(
+            inputs,
+            &spec.containers,
+            &old.container_statuses,
+            ContainerKind::Regular,
+            has_init,
+        )),
+        init_container_statuses: some(statuses(
+            inputs,
+            pod::init_containers(spec),
+            &old.init_container_statuses,
+            ContainerKind::Init,
+            has_init,
+        )),
+        ephemeral_container_statuses: some(statuses(
+            inputs,
+            &ephemeral,
+            &old.ephemeral_container_statuses,
+            ContainerKind::Ephemeral,
+            has_init,
+        )),
+        qos_class: Some(resources::qos_class(pod).name().into()),
+        observed_generation: pod.metadata.generation,
+        start_time: old.start_time.clone().or_else(|| pod.status().start_time.clone()).or_else(|| Some(now())),
+        ..Default::default()
+    };
+    set_ips(inputs, &mut status);
+    set_resources(pod, &mut status);
+
+    // `started` decides whether a sidecar still holds the pod back, so probes come before the phase.
+    probes::update_status(inputs.probes, pod, &mut status);
+    let mut phase = phase(pod, &status, inputs.terminal, inputs.runtime.has_started_regular(pod));
+    if !matches!(phase, "Failed" | "Succeeded") {
+        for earlier in [old, pod.status()] {
+            if let Some(terminal @ ("Failed" | "Succeeded")) = earlier.phase.as_deref() {
+                phase = if terminal == "Failed" { "Failed" } else { "Succeeded" };
+                break;
+            }
+        }
+    }
+    status.phase = Some(phase.into());
+    if old.phase.as_deref() == Some(phase) {
+        status.reason = old.reason.clone().or_else(|| pod.status().reason.clone());
+        status.message = old.message.clone().or_else(|| pod.status().message.clone());
+    }
+    // A phase that the API shows as terminal can never be left.
+    if pod::is_terminal(pod.status()) {
+        status.phase = pod.status().phase.clone();
+    }
+    set_conditions(inputs, &mut status);
+    status
+}
+
+/// After a change by hand (such as an eviction), the conditions that depend on the phase.
+pub fn set_conditions(inputs: &Inputs<'_>, status: &mut PodStatus) {
+    let pod = inputs.pod;
+    let mut conditions: Vec<PodCondition> = pod
+        .status()
+        .conditions
+        .iter()
+        .flatten()
+        .filter(|c| !OWNED_CONDITIONS.contains(&c.type_.as_str()))
+        .cloned()
+        .collect();
+    if let Some(disruption) = condition(inputs.old, "DisruptionTarget") {
+        conditions.retain(|c| c.type_ != "DisruptionTarget");
+        conditions.push(disruption.clone());
+    }
+    conditions.extend(inputs.resize.iter().cloned());
+    let phase = status.phase.as_deref().unwrap_or_default();
+    let containers_ready = containers_ready(pod, status, phase);
+    let ready = ready(pod, &conditions, &containers_ready);
+    let sandbox_ready =
+        inputs.runtime.ready_sandbox().is_some() && (pod::is_host_network(pod) || !inputs.runtime.ips().is_empty());
+    let verdicts = [
+        ("PodReadyToStartContainers", Verdict::plain(sandbox_ready)),
+        ("Initialized", initialized(pod, status, phase)),
+        ("Ready", ready),
+        ("ContainersReady", containers_ready),
+        ("PodScheduled", Verdict::plain(true)),
+    ];
+    for (kind, verdict) in verdicts {
+        conditions.push(verdict.condition(kind, pod, inputs.old));
+    }
+    status.conditions = Some(conditions);
+}
+
+#[derive(Clone, Debug, Default)]
+struct Verdict {
+    holds: bool,
+    reason: Option<String>,
+    message: Option<String>,
+}
+
+impl Verdict {
+    fn plain(holds: bool) -> Self {
+        Verdict { holds, ..Default::default() }
+    }
+
+    fn because(holds: bool, reason: &str, message: Option<String>) -> Self {
+        Verdict { holds, reason: Some(reason.into()), message }
+    }
+
+    fn condition(self, kind: &str, pod: &Pod, old: &PodStatus) -> PodCondition {
+        let status = if self.holds { "True" } else { "False" };
+        let before = condition(old, kind).or_else(|| condition(pod.status(), kind)).filter(|c| c.status == status);
+        PodCondition {
+            type_: kind.into(),
+            status: status.into(),
+            reason: self.reason,
+            message: self.message,
+            observed_generation: pod.metadata.generation,
+            last_transition_time: before.and_then(|c| c.last_transition_time.clone()).or_else(|| Some(now())),
+            last_probe_time: None,
+        }
+    }
+}
+
+/// Names of containers as Go prints a list.
+fn lists(parts: [(&str, &[&str]); 2]) -> Option<String> {
+    let texts: Vec<String> = parts
+        .iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(what, names)| format!("containers with {what} status: [{}]", names.join(" ")))
+        .collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
+}
+
+fn initialized(pod: &Pod, status: &PodStatus, phase: &str) -> Verdict {
+    let (mut unknown, mut incomplete) = (Vec::new(), Vec::new());
+    for container in pod::init_containers(pod.spec()) {
+        match container_status(&status.init_container_statuses, &container.name) {
+            None => unknown.push(container.name.as_str()),
+            Some(s) if is_sidecar(container) && s.started != Some(true) => incomplete.push(container.name.as_str()),
+            Some(s) if !is_sidecar(container) && !s.ready => incomplete.push(container.name.as_str()),
+            Some(_) => {}
+        }
+    }
+    if phase == "Succeeded" && unknown.is_empty() {
+        return Verdict::because(true, "PodCompleted", None);
+    }
+    // Once a regular container has run, restarting sidecars do not make the pod uninitialized again.
+    let ran = status.container_statuses.iter().flatten().any(|c| {
+        c.started == Some(true)
+            || c.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+            || c.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
+    });
+    match lists([("unknown", &unknown), ("incomplete", &incomplete)]) {
+        Some(message) if !ran => Verdict::because(false, "ContainersNotInitialized", Some(message)),
+        _ => Verdict::plain(true),
+    }
+}
+
+fn containers_ready(pod: &Pod, status: &PodStatus, phase: &str) -> Verdict {
+    let (mut unknown, mut unready) = (Vec::new(), Vec::new());
+    for reference in pod::long_lived_containers(pod.spec()) {
+        let list = match reference.kind {
+            ContainerKind::Init if !reference.is_sidecar() => continue,
+            ContainerKind::Init => &status.init_container_statuses,
+            _ => &status.container_statuses,
+        };
+        match container_status(list, &reference.container.name) {
+            None => unknown.push(reference.container.name.as_str()),
+            Some(s) if !s.ready => unready.push(reference.container.name.as_str()),
+            Some(_) => {}
+        }
+    }
+    if phase == "Succeeded" && unknown.is_empty() {
+        return Verdict::because(false, "PodCompleted", None);
+    }
+    if phase == "Failed" {
+        return Verdict::because(false, "PodFailed", None);
+    }
+    match lists([("unknown", &unknown), ("unready", &unready)]) {
+        Some(message) => Verdict::because(false, "ContainersNotReady", Some(message)),
+        None => Verdict::plain(true),
+    }
+}
+
+fn ready(pod: &Pod, conditions: &[PodCondition], containers: &Verdict) -> Verdict {
+    if !containers.holds {
+        return containers.clone();
+    }
+    let mut messages = Vec::new();
+    for gate in pod.spec().readiness_gates.iter().flatten() {
+        match conditions.iter().find(|c| c.type_ == gate.condition_type) {
+            None => messages.push(format!(
+                "corresponding condition of pod readiness gate {:?} does not exist.",
+                gate.condition_type
+            )),
+            Some(c) if c.status != "True" => {
+                messages.push(format!(
+                    "the status of pod readiness gate {:?} is not \"True\", but {}",
+                    gate.condition_type, c.status
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    if messages.is_empty() {
+        Verdict::plain(true)
+    } else {
+        Verdict::because(false, "ReadinessGatesNotReady", Some(messages.join(", ")))
+    }
+}
+
+fn set_ips(inputs: &Inputs<'_>, status: &mut PodStatus) {
+    let host_ip = |ip: &String| HostIP { ip: ip.clone() };
+    status.host_ip = inputs.host_ips.first().cloned();
+    status.host_ips = (!inputs.host_ips.is_empty()).then(|| inputs.host_ips.iter().map(host_ip).collect());
+    let mut ips = inputs.runtime.ips();
+    let primary_is_v6 = inputs.host_ips.first().is_some_and(|ip| ip.contains(':'));
+    // One address of each family, the node's family first.
+    let (mut first, mut second): (Vec<String>, Vec<String>) =
+        ips.drain(..).partition(|ip| ip.contains(':') == primary_is_v6);
+    first.truncate(1);
+    second.truncate(1);
+    first.append(&mut second);
+    if first.is_empty() && pod::is_host_network(inputs.pod) {
+        first = inputs.host_ips.to_vec();
+    }
+    if first.is_empty() {
+        // The addresses of a pod whose sandbox has ended stay visible.
+        status.pod_ip = inputs.old.pod_ip.clone();
+        status.pod_ips = inputs.old.pod_ips.clone();
+    } else {
+        status.pod_ip = first.first().cloned();
+        status.pod_ips = Some(first.into_iter().map(|ip| PodIP { ip }).collect());
+    }
+}
+
+fn set_resources(pod: &Pod, status: &mut PodStatus) {
+    let (requests, limits) = (resources::pod_requests(pod), resources::pod_limits(pod));
+    if !requests.is_empty() || !limits.is_empty() {
+        let some = |list: resources::ResourceList| (!list.is_empty()).then_some(list);
+        status.allocated_resources = some(requests.clone());
+        status.resources =
+            Some(ResourceRequirements { requests: some(requests), limits: some(limits), ..Default::default() });
+    }
+}
+
+fn waiting(reason: &str, message: &str) -> ContainerState {
+    let text = |s: &str| (!s.is_empty()).then(|| s.to_string());
+    ContainerState {
+        waiting: Some(ContainerStateWaiting { reason: text(reason), message: text(message) }),
+        ..Default::default()
+    }
+}
+
+fn terminated(exit_code: i32, reason: &str, message: &str) -> ContainerStateTerminated {
+    ContainerStateTerminated {
+        exit_code,
+        reason: Some(reason.into()),
+        message: Some(message.into()),
+        ..Default::default()
+    }
+}
+
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let list: Vec<VolumeMountStatus> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|mount| VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only.filter(|r| *r),
+            recursive_read_only: (mount.read_only == Some(true)).then(|| "Disabled".to_string()),
+            ..Default::default()
+        })
+        .collect();
+    (!list.is_empty()).then_some(list)
+}
+
+fn state_of(found: &RuntimeContainer, old: Option<&ContainerStatus>, id: &str) -> ContainerState {
+    match found.state {
+        State::Running => ContainerState {
+            running: Some(ContainerStateRunning { started_at: Some(time_of_nanos(found.started_at)) }),
+            ..Default::default()
+        },
+        State::Exited => {
+            let text = |s: &str| (!s.is_empty()).then(|| s.to_string());
+            ContainerState {
+                terminated: Some(ContainerStateTerminated {
+                    exit_code: found.exit_code,
+                    reason: text(&found.reason),
+                    message: text(&found.message),
+                    started_at: Some(time_of_nanos(found.started_at)),
+                    finished_at: Some(time_of_nanos(found.finished_at)),
+                    container_id: Some(id.into()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }
+        }
+        State::Unknown if old.is_some_and(|o| o.state.as_ref().is_some_and(|s| s.running.is_some())) => {
+            ContainerState {
+                terminated: Some(terminated(
+                    137,
+                    "ContainerStatusUnknown",
+                    "The container could not be located when the pod was terminated",
+                )),
+                ..Default::default()
+            }
+        }
+        _ => waiting("", ""),
+    }
+}
+
+fn statuses(
+    inputs: &Inputs<'_>,
+    containers: &[Container],
+    old_list: &Option<Vec<ContainerStatus>>,
+    kind: ContainerKind,
+    has_init: bool,
+) -> Vec<ContainerStatus> {
+    let default_reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
+    containers
+        .iter()
+        .map(|container| {
+            let old = container_status(old_list, &container.name);
+            let mut result = ContainerStatus {
+                name: container.name.clone(),
+                image: container.image.clone().unwrap_or_default(),
+                state: Some(waiting(default_reason, "")),
+                last_state: Some(ContainerState::default()),
+                volume_mounts: volume_mounts(container),
+                ..Default::default()
+            };
+            let mut seen = inputs.runtime.containers.iter().filter(|c| c.name == container.name);
+            match seen.next() {
+                Some(newest) => {
+                    let id = format!("{}://{}", inputs.runtime_name, newest.id);
+                    result.state = Some(state_of(newest, old, &id));
+                    result.restart_count = newest.info.restart_count;
+                    result.image = newest.image.clone();
+                    result.image_id = newest.image_ref.clone();
+                    result.container_id = Some(id);
+                    let own = container.resources.clone().unwrap_or_default();
+                    result.resources = Some(match inputs.actual_resources.get(&container.name) {
+                        Some(actual) if newest.is_running() => actual.clone(),
+                        _ => own.clone(),
+                    });
+                    result.allocated_resources = own.requests;
+                    result.user = newest.user.as_ref().map(container_user);
+                    result.stop_signal = v1::Signal::try_from(newest.stop_signal)
+                        .ok()
+                        .filter(|s| *s != v1::Signal::RuntimeDefault)
+                        .map(v1::Signal::posix_name);
+                    if let Some(before) = seen.next() {
+                        let id = format!("{}://{}", inputs.runtime_name, before.id);
+                        result.last_state = Some(state_of(before, old, &id));
+                    } else if let Some(old) = old.filter(|o| o.container_id == result.container_id) {
+                        result.last_state = Some(old.last_state.clone().unwrap_or_default());
+                    } else if let Some(state) = old.and_then(|o| o.state.as_ref()).filter(|s| s.terminated.is_some()) {
+                        // The one before has been cleaned up already.
+                        result.last_state = Some(state.clone());
+                    }
+                }
+                None => absent(inputs, old, &mut result, default_reason),
+            }
+            with_start_error(inputs, container, kind, &mut result);
+            if kind == ContainerKind::Ephemeral {
+                result.ready = false;
+                result.started = None;
+            }
+            result
+        })
+        .collect()
+}
+
+fn container_user(user: &v1::LinuxContainerUser) -> ContainerUser {
+    ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid,
+            gid: user.gid,
+            supplemental_groups: (!user.supplemental_groups.is_empty()).then(|| user.supplemental_groups.clone()),
+        }),
+    }
+}
+
+/// A container that the runtime does not have: never made, or gone.
+fn absent(inputs: &Inputs<'_>, old: Option<&ContainerStatus>, result: &mut ContainerStatus, default_reason: &str) {
+    let Some(old) = old else { return };
+    let state = old.state.clone().unwrap_or_default();
+    if state.terminated.is_some() {
+        *result = old.clone();
+        return;
+    }
+    result.restart_count = old.restart_count;
+    result.last_state = Some(old.last_state.clone().unwrap_or_default());
+    let still_default = result.state.as_ref().and_then(|s| s.waiting.as_ref()).and_then(|w| w.reason.as_deref())
+        == Some(default_reason);
+    let ended_before = result.last_state.as_ref().is_some_and(|s| s.terminated.is_some());
+    if state.running.is_some() && still_default && !ended_before {
+        // It ran, so it ended, even though nobody saw how. Otherwise the pod would be taken for one that has never run.
+        let message = "The container could not be located when the pod was deleted.  The container used to be Running";
+        result.last_state = Some(ContainerState {
+            terminated: Some(terminated(137, "ContainerStatusUnknown", message)),
+            ..Default::default()
+        });
+        if inputs.pod.metadata.deletion_timestamp.is_none() {
+            result.restart_count += 1;
+        }
+    }
+}
+
+/// A container that should be started but could not be is waiting, with the reason.
+fn with_start_error(inputs: &Inputs<'_>, container: &Container, kind: ContainerKind, result: &mut ContainerStatus) {
+    let Some(error) = inputs.reasons.get(&container.name) else { return };
+    let found = inputs.runtime.find(&container.name);
+    if kind == ContainerKind::Init && found.is_some_and(|c| c.has_exited() && c.exit_code == 0) {
+        return;
+    }
+    if !actions::should_start(container, inputs.pod, inputs.runtime) {
+        return;
+    }
+    if result.state.as_ref().is_some_and(|s| s.terminated.is_some()) {
+        result.last_state = result.state.take();
+    }
+    result.state = Some(waiting(error.reason, &error.message));
+}
+
+/// Upstream: `getPhase`. Expects `started` of sidecars to be set.
+fn phase(pod: &Pod, status: &PodStatus, terminal: bool, has_run: bool) -> &'static str {
+    let spec = pod.spec();
+    let policy = pod::restart_policy(pod);
+    let (mut pending_init, mut pending_sidecars, mut failed_init) = (0, 0, 0);
+    let (mut unknown, mut running, mut waiting, mut stopped, mut stopped_for_good, mut succeeded) = (0, 0, 0, 0, 0, 0);
+    fn ended(state: &Option<ContainerState>) -> Option<i32> {
+        state.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code)
+    }
+    for container in pod::init_containers(spec) {
+        let found = container_status(&status.init_container_statuses, &container.name);
+        let state = found.and_then(|f| f.state.as_ref());
+        let last = found.and_then(|f| ended(&f.last_state));
+        if is_sidecar(container) {
+            match (found, state) {
+                (Some(f), Some(s)) if s.running.is_some() => {
+                    pending_sidecars += u32::from(f.started != Some(true));
+                    running += 1;
+                }
+                (Some(_), Some(s)) if s.terminated.is_some() => {}
+                (Some(_), Some(s)) if s.waiting.is_some() => {
+                    if last.is_none() {
+                        pending_sidecars += 1;
+                        waiting += 1;
+                    }
+                }
+                _ => unknown += 1,
+            }
+            continue;
+        }
+        let exit_code = match state {
+            Some(s) if s.terminated.is_some() => s.terminated.as_ref().map(|t| t.exit_code),
+            Some(s) if s.waiting.is_some() => last,
+            _ => None,
+        };
+        match exit_code {
+            None => pending_init += 1,
+            Some(0) => {}
+            Some(code) => failed_init += u32::from(!pod::restarts_after_exit(container, policy, code)),
+        }
+    }
+    for container in &spec.containers {
+        let found = container_status(&status.container_statuses, &container.name);
+        let Some(state) = found.and_then(|f| f.state.as_ref()) else {
+            unknown += 1;
+            continue;
+        };
+        let last = found.and_then(|f| ended(&f.last_state));
+        let exit_code = state.terminated.as_ref().map(|t| t.exit_code);
+        if state.running.is_some() {
+            running += 1;
+        } else if let Some(code) = exit_code {
+            stopped += 1;
+            stopped_for_good += u32::from(!pod::restarts_after_exit(container, policy, code));
+            succeeded += u32::from(code == 0);
+        } else if let Some(code) = last {
+            stopped += 1;
+            stopped_for_good += u32::from(!pod::restarts_after_exit(container, policy, code));
+        } else {
+            waiting += 1;
+        }
+    }
+    if failed_init > 0 {
+        return "Failed";
+    }
+    if pending_init > 0 || pending_sidecars > 0 && !has_run || waiting > 0 {
+        return "Pending";
+    }
+    if running > 0 && unknown == 0 {
+        return "Running";
+    }
+    if running == 0 && stopped > 0 && unknown == 0 {
+        if terminal {
+            return if stopped == succeeded { "Succeeded" } else { "Failed" };
+        }
+        if stopped != stopped_for_good {
+            return "Running";
+        }
+        return if stopped == succeeded { "Succeeded" } else { "Failed" };
+    }
+    "Pending"
+}
+
+/// The last word on a pod whose containers are all gone (upstream: `status_manager.go: TerminatePod`).
+pub fn terminate(pod: &Pod, status: &mut PodStatus) {
+    let end = |c: &mut ContainerStatus| {
+        if c.state.as_ref().is_none_or(|s| s.terminated.is_none()) {
+            let text = "The container could not be located when the pod was terminated";
+            c.state = Some(ContainerState {
+                terminated: Some(terminated(137, "ContainerStatusUnknown", text)),
+                ..Default::default()
+            });
+        }
+    };
+    let init_done = |s: &PodStatus| {
+        pod::init_containers(pod.spec())
+            .iter()
+            .filter(|c| !is_sidecar(c))
+            .all(|c| container_status(&s.init_container_statuses, &c.name).is_some_and(|s| s.ready))
+    };
+    // Before initialization a container without a status has simply never been started.
+    let evidence = status.container_statuses.iter().flatten().any(|c| c.container_id.is_some() || c.restart_count > 0);
+    if init_done(status) && evidence {
+        status.container_statuses.iter_mut().flatten().for_each(end);
+    }
+    if let Some(list) = &mut status.init_container_statuses {
+        // All but the last ones, which give no sign of ever having been started.
+        let started = |c: &ContainerStatus| {
+            c.container_id.is_some()
+                || c.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+                || c.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
+        };
+        if let Some(last) = list.iter().rposition(started) {
+            list[..=last].iter_mut().for_each(end);
+        }
+    }
+    for c in status.container_statuses.iter_mut().flatten().chain(status.init_container_statuses.iter_mut().flatten()) {
+        if c.state.as_ref().is_some_and(|s| s.running.is_none()) {
+            c.started = Some(false);
+        }
+    }
+    if !pod::is_terminal(status) {
+        status.phase = Some("Failed".into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn phase_of(spec: serde_json::Value, status: serde_json::Value, terminal: bool) -> &'static str {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": spec})).unwrap();
+        phase(&pod, &serde_json::from_value(status).unwrap(), terminal, false)
+    }
+
+    #[test]
+    fn phases_follow_container_states() {
+        use serde_json::json;
+        let one = |policy: &str| json!({"restartPolicy": policy, "containers": [{"name": "c"}]});
+        let state = |state: serde_json::Value, last: serde_json::Value| json!({"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state, "lastState": last}]});
+        let end = |code: i32| json!({"terminated": {"exitCode": code}});
+        assert_eq!(phase_of(one("Always"), json!({}), false), "Pending");
+        assert_eq!(phase_of(one("Always"), state(json!({"waiting": {}}), json!({})), false), "Pending");
+        assert_eq!(phase_of(one("Always"), state(json!({"running": {}}), json!({})), false), "Running");
+        assert_eq!(phase_of(one("Always"), state(json!({"waiting": {}}), end(1)), false), "Running");
+        assert_eq!(phase_of(one("Always"), state(end(0), json!({})), true), "Succeeded");
+        assert_eq!(phase_of(one("OnFailure"), state(end(0), json!({})), false), "Succeeded");
+        assert_eq!(phase_of(one("OnFailure"), state(end(1), json!({})), false), "Running");
+        assert_eq!(phase_of(one("Never"), state(end(1), json!({})), false), "Failed");
+    }
+}

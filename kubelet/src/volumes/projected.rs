@@ -1,0 +1,77 @@
+//! `projected` volumes: several sources in one directory, service account tokens among them.
+
+use super::atomic_writer::{self, File, Payload};
+use super::{Context, Mounted, config_map, downward_api, mount_tmpfs, ownership, secret};
+use crate::pod::{self, PodExt};
+use k8s_openapi::api::core::v1::Volume;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+pub(super) async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted, String> {
+    let source = volume.projected.as_ref().ok_or("not a projected volume")?;
+    let mode = source.default_mode;
+    let mut payload = Payload::new();
+    for part in source.sources.iter().flatten() {
+        if let Some(part) = &part.secret {
+            payload.extend(
+                secret::payload(context, &part.name, part.items.as_deref(), part.optional == Some(true), mode).await?,
+            );
+        } else if let Some(part) = &part.config_map {
+            payload.extend(
+                config_map::payload(context, &part.name, part.items.as_deref(), part.optional == Some(true), mode)
+                    .await?,
+            );
+        } else if let Some(part) = &part.downward_api {
+            payload.extend(downward_api::payload(context, part.items.as_deref().unwrap_or_default(), mode)?);
+        } else if let Some(part) = &part.service_account_token {
+            let token = context
+                .tokens
+                .get(context.client, context.pod, part.audience.as_deref(), part.expiration_seconds)
+                .await?;
+            let user = single_user(context);
+            // A token that a group or one user is to read is nobody else's.
+            let restricted = user.is_some() || context.fs_group().is_some();
+            let mode = if restricted { 0o600 } else { mode.unwrap_or(0o644) as u32 };
+            payload.insert(part.path.clone(), File { data: token.into_bytes(), mode, uid: user });
+        } else {
+            return Err("projected volume source is not supported by this kubelet".to_string());
+        }
+    }
+    publish(context, context.volume_dir("kubernetes.io/projected", &volume.name), payload, true)
+}
+
+/// The user all containers run as, if that is said and the same everywhere.
+fn single_user(context: &Context<'_>) -> Option<u32> {
+    let spec = context.pod.spec();
+    let of_pod = spec.security_context.as_ref().and_then(|s| s.run_as_user);
+    let mut users = pod::long_lived_containers(spec)
+        .map(|c| c.container.security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then_some(first as u32)
+}
+
+/// Makes the directory, in memory if it holds secrets, and puts the payload there.
+pub(super) fn publish(
+    context: &Context<'_>,
+    dir: PathBuf,
+    payload: Payload,
+    in_memory: bool,
+) -> Result<Mounted, String> {
+    let io = |e: std::io::Error| format!("{}: {e}", dir.display());
+    if !dir.is_dir() {
+        fs::create_dir_all(&dir).map_err(io)?;
+    }
+    if in_memory {
+        mount_tmpfs(&dir, Some(context.memory_capacity))?;
+    }
+    fs::set_permissions(&dir, fs::Permissions::from_mode(if context.fs_group().is_some() { 0o2777 } else { 0o1777 }))
+        .map_err(io)?;
+    let group = context.fs_group();
+    atomic_writer::write(&dir, &payload, |fresh| match group {
+        Some(group) => ownership::give_to_group(fresh, group, true, false),
+        None => Ok(()),
+    })
+    .map_err(io)?;
+    Ok(Mounted { path: dir, read_only: false, image: None })
+}
