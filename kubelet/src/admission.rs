@@ -84,7 +84,7 @@ pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
 
 /// Amounts in messages are thousandths for CPUs and whole units otherwise, as upstream counts.
 fn fits_resources(allocatable: &resources::ResourceList, others: &[&Pod], pod: &Pod) -> Result<(), Rejection> {
-    let amount = |name: &str, quantity| {
+    let amount = |name: &str, quantity: &Quantity| {
         if name == "cpu" { resources::milli_value(quantity) } else { resources::value(quantity) }
     };
     let out_of = |name: &str, requested: i64, used: i64, capacity: i64| {
