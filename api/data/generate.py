@@ -3,11 +3,13 @@
 
     generate.py schema    FIELDS_TSV NAMES_TSV      > schema.tsv
     generate.py catalogue DISCOVERY_DIR SCHEMA_TSV  > catalogue.tsv
+    generate.py descriptions K8S_OPENAPI_SRC        > descriptions.gz
 
 FIELDS_TSV and NAMES_TSV list every field and every named scalar of upstream's Go types; DISCOVERY_DIR holds the discovery
-documents of a server with every built-in API turned on. The two tables describe themselves in their first lines.
+documents of a server with every built-in API turned on; K8S_OPENAPI_SRC is a version's folder in the source of the crate
+k8s-openapi, such as src/v1_36. The two tables describe themselves in their first lines.
 """
-import base64, csv, hashlib, json, os, re, sys
+import base64, csv, gzip, hashlib, json, os, re, sys
 
 GROUPS = {
     "core": "", "admission": "admission.k8s.io", "admissionregistration": "admissionregistration.k8s.io",
@@ -32,6 +34,8 @@ SPECIAL = {
     "time.Duration": "int64", "interface{}": "JSON", "[]byte": "bytes",
 }
 PLAIN = {"string", "bool", "int", "int32", "int64", "uint32", "uint64", "float64", "bytes"}
+# Types that are made of another package's type but are not the same.
+DISTINCT = {"admissionregistration.v1alpha1.MatchCondition": ("admissionregistration.v1", "MatchCondition")}
 # Named lists that are a message of their own in protobuf.
 WRAPPED = {"authentication.v1.ExtraValue", "authentication.v1beta1.ExtraValue", "authorization.v1.ExtraValue",
            "authorization.v1beta1.ExtraValue", "certificates.v1.ExtraValue", "certificates.v1beta1.ExtraValue", "meta.v1.Verbs"}
@@ -68,6 +72,8 @@ def schema(fields_path, names_path):
         dict(json_name="type", go_type="string", embedded_inline="", omit="", proto_number="1", proto_label="opt", patch_strategy="", patch_merge_key="", markers=""),
         dict(json_name="object", go_type="runtime.RawExtension", embedded_inline="", omit="", proto_number="2", proto_label="opt", patch_strategy="", patch_merge_key="", markers="")]}
 
+    for name, original in DISTINCT.items():
+        structs[tuple(name.rsplit(".", 1))] = structs[original]
     # So are the short forms of group, version, kind and resource.
     for name, parts in {"GroupVersionKind": ("group", "version", "kind"), "GroupVersionResource": ("group", "version", "resource"),
                         "GroupKind": ("group", "kind"), "GroupResource": ("group", "resource"), "GroupVersion": ("group", "version")}.items():
@@ -88,6 +94,8 @@ def schema(fields_path, names_path):
             full = f"{package}.{name}"
             if full in SPECIAL:
                 return SPECIAL[full]
+            if full in DISTINCT:
+                return full
             if (package, name) not in structs and "." in named.get((package, name), {"underlying": ""})["underlying"]:
                 # An alias of another package's type is that type.
                 under = named[(package, name)]["underlying"]
@@ -168,7 +176,7 @@ def schema(fields_path, names_path):
             number = "/".join(via) + "/" + number
         skip = ("+optional", "+required", "+listType", "+listMapKey", "+mapType", "+structType", "+patch", "+default=", "+-----", "+k8s:optional",
                 "+k8s:required", "+protobuf", "+k8s:conversion-gen", "+k8s:listType", "+k8s:listMapKey", "+genclient")
-        rest = [m for m in markers if m.startswith("+") and not m.startswith(skip)]
+        rest = [m for m in markers if m.startswith("+") and (not m.startswith(skip) or m.endswith("Type=granular"))]
         return "\t".join([row["json_name"], gotype, number, " ".join(attrs), " ; ".join(rest)]).rstrip("\t")
 
     def flatten(package, name, via=()):
@@ -284,5 +292,97 @@ def catalogue(discovery, schema_path):
                                                 f"{s.get('group', name)}/{s.get('version', version)}/{s['kind']}", ",".join(s["verbs"])]))
 
 
+# The crate describes no query parameters but those of deletions.
+PARAMETERS = {
+    "apimachinery.pkg.apis.meta.v1.ListOptions": {
+        "labelSelector": "Restricts the list to objects whose labels match this selector. Without it every object is returned.",
+        "fieldSelector": "Restricts the list to objects whose fields match this selector. Without it every object is returned.",
+        "watch": "Streams changes of the objects as added, modified and deleted events instead of listing them. Give a resourceVersion to start from.",
+        "allowWatchBookmarks": "Allows BOOKMARK events in a watch, which tell how far the server has come. Clients must not rely on them coming at any interval.",
+        "resourceVersion": "Constrains which versions of the objects a list may be served from, or where a watch starts. Unset means the most recent.",
+        "resourceVersionMatch": "Says how resourceVersion is applied to a list: NotOlderThan or Exact. It may be set only together with resourceVersion.",
+        "timeoutSeconds": "Limits how long a list or watch may take, whatever happens.",
+        "limit": "The largest number of objects to return. If there are more, metadata.continue of the list holds what asks for the next ones. A server may return fewer. It does not apply to watches.",
+        "continue": "Asks for the next part of a list that had a limit, by the value of metadata.continue of the last part; all other parameters must be the same. After some minutes the server may answer that the value has expired.",
+        "sendInitialEvents": "Begins a watch with an added event for each object there is, followed by a bookmark with the annotation k8s.io/initial-events-end. It needs resourceVersionMatch to be NotOlderThan.",
+        "shardSelector": "Restricts a list or watch to one shard of the objects.",
+    },
+    "apimachinery.pkg.apis.meta.v1.GetOptions": {
+        "resourceVersion": "Constrains which version of the object may be returned. Unset means the most recent.",
+    },
+    "apimachinery.pkg.apis.meta.v1.CreateOptions": {
+        "dryRun": "Says that nothing shall be stored. The only valid value is All: every stage of the request is processed.",
+        "fieldManager": "The name of the one who makes this change, for field ownership. At most 128 printable characters.",
+        "fieldValidation": "What to do about unknown and duplicate fields: Ignore drops them, Warn (the default) drops them with a warning, Strict refuses the request.",
+    },
+    "apimachinery.pkg.apis.meta.v1.WatchEvent": {
+        "object": "What was added, modified (its new state) or deleted (its last state); for a bookmark an object with a resourceVersion only; for an error mostly a Status.",
+    },
+    "api.core.v1.PodLogOptions": {
+        "container": "The container whose log to stream. It may be left out if the pod has one container only.",
+        "follow": "Goes on streaming as the log grows.",
+        "previous": "Returns the log of the container's previous instance, which has terminated.",
+        "sinceSeconds": "How far back in time the log begins, in seconds from now.",
+        "sinceTime": "The time at which the log begins.",
+        "timestamps": "Begins every line with the RFC 3339 time at which it was written.",
+        "tailLines": "How many lines of the log's end to show.",
+        "limitBytes": "How many bytes to return at most.",
+        "insecureSkipTLSVerifyBackend": "Does not verify the certificate of the kubelet that the log comes from.",
+        "stream": "Which stream to return: All, Stdout or Stderr.",
+    },
+    "api.core.v1.PodExecOptions": {
+        "stdin": "Redirects the call's input to the command.", "stdout": "Redirects the command's output to the call.",
+        "stderr": "Redirects the command's error output to the call.", "tty": "Gives the command a terminal.",
+        "container": "The container to run the command in. It may be left out if the pod has one container only.",
+        "command": "The command to run and its arguments, not run in a shell.",
+    },
+    "api.core.v1.PodAttachOptions": {
+        "stdin": "Redirects the call's input to the container.", "stdout": "Redirects the container's output to the call.",
+        "stderr": "Redirects the container's error output to the call.", "tty": "Says that the container has a terminal.",
+        "container": "The container to attach to. It may be left out if the pod has one container only.",
+    },
+    "api.core.v1.PodPortForwardOptions": {"ports": "The ports to forward. Needed with WebSockets."},
+    "api.core.v1.PodProxyOptions": {"path": "The path of the request to the pod."},
+    "api.core.v1.ServiceProxyOptions": {"path": "The part of the URL after the service, its port and scheme."},
+    "api.core.v1.NodeProxyOptions": {"path": "The path of the request to the node."},
+}
+PARAMETERS["apimachinery.pkg.apis.meta.v1.UpdateOptions"] = PARAMETERS["apimachinery.pkg.apis.meta.v1.CreateOptions"]
+PARAMETERS["apimachinery.pkg.apis.meta.v1.PatchOptions"] = dict(
+    PARAMETERS["apimachinery.pkg.apis.meta.v1.CreateOptions"],
+    force="Takes over fields that other managers of an applied object own. It applies to apply patches only.")
+
+
+def descriptions(source):
+    """Lines of text, each said once; then an empty line; then types and, indented, their fields, each with the number of its text."""
+    types = {}
+    for folder, _, files in os.walk(source):
+        for f in files:
+            text = open(os.path.join(folder, f)).read()
+            named = re.match(r"// Generated from definition io\.k8s\.(\S+)", text)
+            schema = re.search(r"crate::schemars::json_schema!\(\{\n(.*?)\n        \}\)", text, re.S)
+            if not named or not schema:
+                continue
+            this = types.setdefault(named[1], {"": None})
+            field = None
+            for line in schema[1].split("\n"):
+                if m := re.match(r'^ {16}"(.+)": (\{|\(\{)$', line):
+                    field = m[1]
+                elif m := re.match(r'^ {20}schema_obj\.ensure_object\(\)\.insert\("description"\.into\(\), (".*")\.into\(\)\);$', line):
+                    this[field] = json.loads(m[1])
+                elif m := re.match(r'^ {12}"description": (".*"),$', line):
+                    this[""] = json.loads(m[1])
+                elif m := re.match(r'^ {20}"description": (".*"),$', line):
+                    this[field] = json.loads(m[1])
+    for name, fields in PARAMETERS.items():
+        types.setdefault(name, {"": None}).update(fields)
+    texts = sorted({t for fields in types.values() for t in fields.values() if t})
+    number = {t: i for i, t in enumerate(texts)}
+    lines = [json.dumps(t, ensure_ascii=False) for t in texts] + [""]
+    for name, fields in sorted(types.items()):
+        lines.append(name + (f" {number[fields['']]}" if fields[""] else ""))
+        lines += [f"\t{field} {number[text]}" for field, text in sorted(fields.items()) if field]
+    sys.stdout.buffer.write(gzip.compress("\n".join(lines).encode() + b"\n", 9, mtime=0))
+
+
 if __name__ == "__main__":
-    {"schema": schema, "catalogue": catalogue}[sys.argv[1]](*sys.argv[2:])
+    {"schema": schema, "catalogue": catalogue, "descriptions": descriptions}[sys.argv[1]](*sys.argv[2:])

@@ -13,6 +13,7 @@ pub mod field_set;
 pub mod intstr;
 pub mod managed_fields;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod schema;

@@ -212,6 +212,8 @@ pub struct Field {
     pub type_name: &'static str,
     /// A struct that merging replaces as a whole in this place (`x-kubernetes-map-type: atomic` at the field).
     pub atomic: bool,
+    /// The list says that it is atomic, which it is too if it says nothing.
+    pub says_list_type: bool,
     /// A Go pointer: absent and zero differ.
     pub pointer: bool,
     /// When an encoder leaves the field out.
@@ -238,6 +240,7 @@ impl Field {
             ty,
             type_name: "",
             atomic: false,
+            says_list_type: false,
             pointer: false,
             omit: Omit::Empty,
             required: false,

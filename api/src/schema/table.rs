@@ -16,6 +16,8 @@ pub struct Schemas {
     by_short_name: HashMap<String, StructRef>,
     /// By `group/version/kind`.
     kinds: HashMap<String, StructRef>,
+    /// Group and version by OpenAPI name.
+    kind_of: HashMap<String, (String, String)>,
     named: HashMap<String, Named>,
 }
 
@@ -68,6 +70,11 @@ impl Schemas {
         })
     }
 
+    /// The group and version of a kind, by its OpenAPI name; none if it is no kind.
+    pub fn kind_of(&self, name: &str) -> Option<&(String, String)> {
+        self.kind_of.get(name)
+    }
+
     /// Every kind as group, version, kind and schema, in no order.
     pub fn kinds(&self) -> impl Iterator<Item = (&str, &str, &str, &StructRef)> {
         self.kinds.iter().map(|(gvk, schema)| {
@@ -93,6 +100,7 @@ fn read(table: &'static str) -> Schemas {
         by_name: HashMap::with_capacity(2048),
         by_short_name: HashMap::with_capacity(2048),
         kinds: HashMap::with_capacity(512),
+        kind_of: HashMap::with_capacity(512),
         named: HashMap::with_capacity(512),
     };
     // Types refer to each other freely: first all names, then all fields.
@@ -118,6 +126,7 @@ fn read(table: &'static str) -> Schemas {
             // The documents about the API itself belong to no group.
             if words.next() == Some("kind") {
                 schemas.kinds.insert(format!("{group}/{version}/{name}"), this.clone());
+                schemas.kind_of.insert(format!("{prefix}.{name}"), (group.to_owned(), version.to_owned()));
             }
             schemas.by_short_name.insert(format!("{package}.{name}"), this.clone());
             schemas.by_name.insert(format!("{prefix}.{name}"), this);
@@ -166,6 +175,7 @@ fn field(schemas: &Schemas, line: &'static str) -> Field {
             "z" => made.omit = Omit::Zero,
             "r" => made.required = true,
             "set" => list = ListKind::Set,
+            "list" => made.says_list_type = true,
             "atomic" => made.atomic = true,
             "merge" => made.patch.merge = true,
             "replace" => made.patch.replace = true,
