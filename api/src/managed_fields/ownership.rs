@@ -1,7 +1,7 @@
 //! How ownership moves between managers when an object changes (upstream: `structured-merge-diff/merge/update.go`).
 
-use super::entries::{Entry, Managed, ManagerId};
 use super::Write;
+use super::entries::{Entry, Managed, ManagerId};
 use crate::apply::{Comparison, compare, ensure_named, reconcile, remove, to_field_set};
 use crate::field_set::Set;
 use crate::schema::StructRef;

@@ -25,7 +25,7 @@ static HOMES: &[Line] = &[
     ("", "nodes", home!(PLAIN)),
     ("", "persistentvolumeclaims", home!(PLAIN.returns_object())),
     ("", "persistentvolumes", home!(PLAIN.returns_object().checks_once())),
-    ("", "pods", home!(PLAIN.generation().returns_object())),
+    ("", "pods", home!(core::pod::Pods)),
     ("", "podtemplates", home!(PLAIN.generation().returns_object().created_on_update())),
     ("", "replicationcontrollers", home!(PLAIN.generation().orphans())),
     ("", "resourcequotas", home!(PLAIN.returns_object())),

@@ -5,6 +5,7 @@ pub mod config_map;
 pub mod endpoints;
 pub mod limit_range;
 pub mod namespace;
+pub mod pod;
 pub mod pod_spec;
 pub mod quantities;
 pub mod secret;

@@ -16,7 +16,8 @@ mod warnings;
 pub use affinity::{node_selector, node_selector_term, tolerations};
 pub use drop::drop_disabled_fields;
 pub use resources::aggregate_requests;
-pub use security::{app_armor_profile, pod_annotations};
+pub use containers::image_whitespace;
+pub use security::{APP_ARMOR_ANNOTATION, MIRROR_ANNOTATION, app_armor_of_annotation, app_armor_profile, pod_annotations};
 pub use spec::validate;
 pub use volumes::persistent_volume_claim_spec;
 pub use warnings::{for_pod, for_template};
@@ -93,4 +94,10 @@ pub fn validate_template(template: &View<'_>, options: &Options, errors: &mut Er
             "ephemeral containers not allowed in pod template",
         ));
     }
+}
+
+/// What a new pod's deprecated annotations and its fields both say must be the same.
+pub fn annotations_agree(annotations: &View<'_>, spec: &View<'_>, errors: &mut ErrorList) {
+    security::seccomp_annotations_agree(annotations, spec, errors);
+    security::app_armor_annotations_agree(annotations, spec, errors);
 }

@@ -181,7 +181,7 @@ pub(super) fn ephemeral_containers(
 }
 
 /// Pods refuse what templates let through.
-pub(super) fn image_whitespace(container: &View<'_>, errors: &mut ErrorList) {
+pub fn image_whitespace(container: &View<'_>, errors: &mut ErrorList) {
     let image = container.child("image");
     if image.str().trim() != image.str() {
         errors.push(Error::invalid(image.path(), image.str(), "must not have leading or trailing whitespace"));
