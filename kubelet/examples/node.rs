@@ -18,6 +18,7 @@ async fn main() -> anyhow::Result<()> {
     config.settings.pod_logs_dir = config.root_dir.join("logs").display().to_string();
     config.settings.cluster_domain = "cluster.local".into();
     config.settings.cluster_dns = vec!["10.96.0.10".into()];
+    config.settings.enable_server = false;
     let runtime: Arc<dyn Runtime> = match rest.first() {
         Some(socket) => Arc::new(CriClient::new(socket, "", Duration::from_secs(120))?),
         None => Arc::new(HollowRuntime::new(0)),
