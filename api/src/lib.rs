@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod catalogue;
 pub mod codec;
+pub mod conversion;
 pub mod defaults;
 pub mod field;
 pub mod field_set;
