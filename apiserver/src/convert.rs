@@ -11,10 +11,8 @@ use coxswain_api::{Status, Value};
 
 /// A hub tree in the version that `served` serves.
 pub fn from_hub(served: &Served, mut tree: Value) -> Result<Value, Status> {
-    if !served.is_hub()
-        && let Some(map) = tree.as_object_mut()
-    {
-        map.insert("apiVersion".into(), served.ty.group_version.api_version().into());
+    if !served.is_hub() {
+        coxswain_api::conversion::convert(&mut tree, &served.ty.group_version);
     }
     Ok(tree)
 }
@@ -34,7 +32,11 @@ pub fn document(tree: &Value, schema: &StructRef, accepted: Accepted) -> Result<
             out.push(b'\n');
             Ok(out.into())
         }
-        Media::Yaml => yaml(tree),
+        Media::Yaml => {
+            let mut out = Vec::new();
+            coxswain_api::codec::yaml::encode(tree, schema, &mut out);
+            Ok(out.into())
+        }
         Media::Protobuf => {
             let mut out = Vec::new();
             protobuf::encode(tree, schema, &mut out);
@@ -128,7 +130,7 @@ pub fn any_document(tree: &Value, accepted: Accepted) -> Result<Bytes, Status> {
     match accepted.media {
         Media::Json if accepted.pretty => Ok(pretty_line(tree)),
         Media::Json => Ok(json_line(tree)),
-        Media::Yaml => yaml(tree),
+        Media::Yaml => Ok(yaml(tree)),
         Media::Protobuf => {
             let text = |name: &str| tree.get(name).and_then(Value::as_str).unwrap_or_default();
             let (api_version, kind) = (text("apiVersion"), text("kind"));
@@ -142,16 +144,16 @@ pub fn any_document(tree: &Value, accepted: Accepted) -> Result<Bytes, Status> {
 
 /// A tree of the version that `served` serves in the hub version.
 pub fn to_hub(served: &Served, mut tree: Value) -> Result<Value, Status> {
-    if let Some(store) = &served.store
-        && let Some(map) = tree.as_object_mut()
-    {
-        map.insert("apiVersion".into(), store.hub.group_version.api_version().into());
+    if let Some(store) = &served.store {
+        coxswain_api::conversion::convert(&mut tree, &store.hub.group_version);
     }
     Ok(tree)
 }
 
-fn yaml(tree: &Value) -> Result<Bytes, Status> {
-    serde_yaml_ng::to_string(tree).map(Into::into).map_err(Status::internal)
+fn yaml(tree: &Value) -> Bytes {
+    let mut out = Vec::new();
+    coxswain_api::codec::yaml::encode_value(tree, &mut out);
+    out.into()
 }
 
 fn no_protobuf() -> Status {

@@ -31,12 +31,16 @@ pub fn decode_any(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     read::document(bytes)
 }
 
-/// The kind and version that the bytes name.
-pub fn interpret(bytes: &[u8]) -> Result<TypeMeta, DecodeError> {
+/// The document as JSON.
+pub fn to_json(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
     let mut text = Vec::with_capacity(bytes.len());
     json::encode_value(&decode_any(bytes)?.value, &mut text);
-    // What is wrong with the kind is said of the JSON.
-    json::interpret(&text)
+    Ok(text)
+}
+
+/// The kind and version that the bytes name. What is wrong with them is said of the JSON.
+pub fn interpret(bytes: &[u8]) -> Result<TypeMeta, DecodeError> {
+    json::interpret(&to_json(bytes)?)
 }
 
 /// Appends a tree as upstream writes it: keys in natural order, two spaces, lists not indented within maps.

@@ -6,10 +6,8 @@ use coxswain_api::{Status, Value};
 use std::borrow::Cow;
 
 pub(super) fn to_hub(call: &Call, mut object: Value) -> Result<Value, Status> {
-    if !call.served.is_hub()
-        && let Some(map) = object.as_object_mut()
-    {
-        map.insert("apiVersion".into(), call.hub().group_version.api_version().into());
+    if !call.served.is_hub() {
+        coxswain_api::conversion::convert(&mut object, &call.hub().group_version);
     }
     Ok(object)
 }

@@ -153,7 +153,9 @@ fn delete_options_schema() -> &'static StructRef {
 fn type_meta(body: &[u8], format: Format) -> Result<TypeMeta, String> {
     let prefixed = |e: DecodeError| format!("couldn't get version/kind; json parse error: {e}");
     match format {
-        Format::Yaml => codec::json::interpret(&yaml_to_json(body)?).map_err(prefixed),
+        Format::Yaml => {
+            codec::json::interpret(&codec::yaml::to_json(body).map_err(|e| e.to_string())?).map_err(prefixed)
+        },
         _ => codec::json::interpret(body).map_err(prefixed),
     }
 }
@@ -161,7 +163,7 @@ fn type_meta(body: &[u8], format: Format) -> Result<TypeMeta, String> {
 /// A body of a known type.
 fn typed(body: &[u8], format: Format, schema: &StructRef) -> Result<Decoded, DecodeError> {
     match format {
-        Format::Yaml => codec::json::decode(&yaml_to_json(body).map_err(DecodeError::Syntax)?, schema),
+        Format::Yaml => codec::yaml::decode(body, schema),
         _ => codec::json::decode(body, schema),
     }
 }
@@ -169,14 +171,9 @@ fn typed(body: &[u8], format: Format, schema: &StructRef) -> Result<Decoded, Dec
 /// A document of any shape.
 pub(super) fn untyped(body: &[u8], format: Format) -> Result<Decoded, DecodeError> {
     match format {
-        Format::Yaml => codec::json::decode_any(&yaml_to_json(body).map_err(DecodeError::Syntax)?),
+        Format::Yaml => codec::yaml::decode_any(body),
         _ => codec::json::decode_any(body),
     }
-}
-
-fn yaml_to_json(body: &[u8]) -> Result<Vec<u8>, String> {
-    let value: Value = serde_yaml_ng::from_slice(body).map_err(|e| e.to_string())?;
-    serde_json::to_vec(&value).map_err(|e| e.to_string())
 }
 
 /// The format that the Content-Type names; JSON if it names none.
