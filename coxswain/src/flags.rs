@@ -114,6 +114,10 @@ impl Flags {
         Self { component, matches, asked: RefCell::default() }
     }
 
+    pub fn component(&self) -> Component {
+        self.component
+    }
+
     /// The last value given, or upstream's default; none where both are empty.
     pub fn get(&self, name: &str) -> Option<String> {
         let given = self.given(name);

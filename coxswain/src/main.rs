@@ -1,10 +1,74 @@
 //! Kubernetes in one binary: `coxswain up` for a whole cluster, or each component under upstream's name, by subcommand or by
 //! the name it is called by.
 
-mod containerd;
+mod components;
+mod convert;
 mod flags;
-mod kubeconfig;
-mod node_network;
+mod logging;
+mod machine;
 mod pki;
 
-fn main() {}
+use anyhow::Result;
+use clap::Command;
+use flags::{Component, Flags};
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let called = args.first().map(Path::new).and_then(Path::file_name).and_then(|n| n.to_str()).unwrap_or_default();
+    let by_name = Component::ALL.into_iter().find(|c| c.name() == called);
+    let outcome = match by_name {
+        Some(component) => {
+            let matches = component.command().get_matches_from(args);
+            components::run(Flags::new(component, matches))
+        }
+        None => run(&command().get_matches_from(args)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command() -> Command {
+    let mut command = Command::new("coxswain")
+        .about("Kubernetes in one binary: a whole cluster with `coxswain up`, or one component under upstream's name")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(convert::command())
+        .subcommand(Command::new("version").about("Prints the version"));
+    for component in Component::ALL {
+        command = command.subcommand(component.command());
+    }
+    command
+}
+
+fn run(matches: &clap::ArgMatches) -> Result<()> {
+    let Some((name, matches)) = matches.subcommand() else { return Ok(()) };
+    if let Some(component) = Component::ALL.into_iter().find(|c| c.name() == name) {
+        return components::run(Flags::new(component, matches.clone()));
+    }
+    match name {
+        "convert" => convert::main(matches),
+        _ => {
+            println!("coxswain {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), coxswain_apiserver::version::GIT_VERSION);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::command().debug_assert();
+    }
+}

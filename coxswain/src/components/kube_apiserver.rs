@@ -1,0 +1,182 @@
+//! `kube-apiserver`: the API server alone (upstream: `cmd/kube-apiserver`). It runs no controllers.
+
+use crate::flags::Flags;
+use crate::pki::{Authority, Use};
+use crate::machine::{default_ip, on_signal};
+use anyhow::{Context, Result, bail};
+use coxswain_apiserver::authorization::Mode;
+use coxswain_apiserver::server::listen::tls_config;
+use coxswain_apiserver::server::{Config, Server};
+use coxswain_storage::Storage;
+use coxswain_storage::embedded::{Embedded, Options};
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+pub async fn run(flags: &Flags) -> Result<()> {
+    let bind = flags.ip("bind-address")?.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    let port: u16 = flags.parsed("secure-port")?.unwrap_or(6443);
+    let advertise = match flags.ip("advertise-address")? {
+        Some(address) => address,
+        // As upstream: an address that other machines cannot use is not advertised.
+        None if bind.is_unspecified() || bind.is_loopback() => default_ip()?,
+        None => bind,
+    };
+    let config = config(flags, advertise, port)?;
+    let tls = serving_certificate(flags, advertise)?;
+    let storage = storage(flags)?;
+    flags.warn_without_meaning();
+    let address = SocketAddr::new(bind, port);
+    let listener = TcpListener::bind(address).await.with_context(|| format!("failed to create listener: {address}"))?;
+    let shutdown = on_signal()?;
+    let mut server = Server::start(config, storage).await?;
+    tokio::select! {
+        () = server.ready() => {}
+        () = shutdown.cancelled() => return Ok(()),
+    }
+    tokio::select! {
+        () = server.listen(listener, tls) => {}
+        () = async { shutdown.cancelled().await; server.begin_shutdown(); std::future::pending().await } => {}
+    }
+    server.stop().await;
+    Ok(())
+}
+
+fn config(flags: &Flags, advertise: IpAddr, port: u16) -> Result<Config> {
+    let mut config = Config { advertise_address: advertise, secure_port: port, ..Config::default() };
+    if let Some(range) = flags.list("service-cluster-ip-range").into_iter().next() {
+        config.service_cluster_ip_range = range;
+    }
+    if let Some(range) = flags.get("service-node-port-range") {
+        config.service_node_port_range = port_range(&range)
+            .with_context(|| format!("invalid argument \"{range}\" for \"--service-node-port-range\" flag"))?;
+    }
+    for entry in flags.list("runtime-config") {
+        let (key, value) = entry.split_once('=').unwrap_or((&entry, "true"));
+        config.runtime_config.push((key.to_owned(), value == "true"));
+    }
+    if let Some(timeout) = flags.duration("request-timeout")? {
+        config.request_timeout = timeout;
+    }
+    let reads: usize = flags.parsed("max-requests-inflight")?.unwrap_or(400);
+    let writes: usize = flags.parsed("max-mutating-requests-inflight")?.unwrap_or(200);
+    config.in_flight_max = reads + writes;
+
+    let modes = flags.list("authorization-mode");
+    if modes.is_empty() {
+        // Upstream's default; the recordings and every real cluster set it.
+        config.authorization.modes = vec![Mode::AlwaysAllow];
+    } else {
+        let modes: Result<Vec<Mode>, _> = modes.iter().map(|m| m.parse()).collect();
+        config.authorization.modes = modes?;
+    }
+    config.admission.enable = flags.list("enable-admission-plugins");
+    config.admission.disable = flags.list("disable-admission-plugins");
+    config.admission.not_ready_toleration_seconds = flags.parsed("default-not-ready-toleration-seconds")?;
+    config.admission.unreachable_toleration_seconds = flags.parsed("default-unreachable-toleration-seconds")?;
+
+    let authentication = &mut config.authentication;
+    authentication.anonymous = flags.bool("anonymous-auth")?;
+    authentication.client_ca_file = flags.path("client-ca-file");
+    authentication.token_auth_file = flags.path("token-auth-file");
+    authentication.bootstrap_tokens = flags.bool("enable-bootstrap-token-auth")?;
+    let accounts = &mut authentication.service_accounts;
+    accounts.key_files = flags.list("service-account-key-file").into_iter().map(Into::into).collect();
+    accounts.signing_key_file = flags.path("service-account-signing-key-file");
+    accounts.issuers = flags.list("service-account-issuer");
+    accounts.audiences = flags.list("api-audiences");
+    accounts.extend_expiration = flags.bool("service-account-extend-token-expiration")?;
+    accounts.lookup = flags.bool("service-account-lookup")?;
+    accounts.jwks_uri = flags.get("service-account-jwks-uri");
+    let longest = flags.duration("service-account-max-token-expiration")?;
+    accounts.max_expiration_seconds = longest.filter(|d| !d.is_zero()).map(|d| d.as_secs() as i64);
+    let host = flags.get("external-hostname").unwrap_or_else(|| advertise.to_string());
+    accounts.external_address = format!("{host}:{port}");
+    if accounts.signing_key_file.is_none() || accounts.key_files.is_empty() {
+        // Upstream insists on keys; a server tried out alone makes its own beside its certificate.
+        if !flags.is_set("cert-dir") {
+            bail!("service-account-signing-key-file and service-account-key-file are required, or --cert-dir to make them in");
+        }
+        let (private, public) = crate::pki::service_account_keys(Path::new(&cert_dir(flags)))?;
+        accounts.signing_key_file.get_or_insert(private);
+        if accounts.key_files.is_empty() {
+            accounts.key_files = vec![public];
+        }
+    }
+    if accounts.issuers.is_empty() {
+        accounts.issuers = vec!["https://kubernetes.default.svc.cluster.local".into()];
+    }
+
+    let kubelet = &mut config.kubelet;
+    for (flag, into) in [
+        ("kubelet-client-certificate", &mut kubelet.client_certificate_pem),
+        ("kubelet-client-key", &mut kubelet.client_key_pem),
+        ("kubelet-certificate-authority", &mut kubelet.ca_pem),
+    ] {
+        if let Some(path) = flags.path(flag) {
+            *into = read(&path)?;
+        }
+    }
+    if flags.is_set("kubelet-preferred-address-types") {
+        kubelet.preferred_address_types = flags.list("kubelet-preferred-address-types");
+    }
+    Ok(config)
+}
+
+fn port_range(text: &str) -> Option<(u16, u16)> {
+    if let Some((first, last)) = text.split_once('-') {
+        return Some((first.parse().ok()?, last.parse().ok()?));
+    }
+    let (first, size) = text.split_once('+')?;
+    let first: u16 = first.parse().ok()?;
+    Some((first, first.checked_add(size.parse().ok()?)?))
+}
+
+fn cert_dir(flags: &Flags) -> String {
+    flags.get("cert-dir").unwrap_or_else(|| "/var/run/kubernetes".into())
+}
+
+/// The configured certificate, or one made in `--cert-dir` as upstream does where none is given.
+fn serving_certificate(flags: &Flags, advertise: IpAddr) -> Result<Arc<rustls::ServerConfig>> {
+    let (cert, key) = match (flags.path("tls-cert-file"), flags.path("tls-private-key-file")) {
+        (Some(cert), Some(key)) => (read(&cert)?, read(&key)?),
+        (None, None) => {
+            let dir = cert_dir(flags);
+            let authority = Authority::open_or_create(Path::new(&dir), "apiserver-ca", "apiserver-ca")?;
+            let mut ips = vec![advertise, IpAddr::from([127, 0, 0, 1])];
+            ips.dedup();
+            let dns = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+            let purpose = Use::Server {
+                name: "apiserver".into(),
+                groups: vec![],
+                dns: dns.iter().map(|n| (*n).to_owned()).collect(),
+                ips,
+            };
+            let leaf = authority.leaf(Path::new(&dir), "apiserver", &purpose)?;
+            (leaf.cert_pem.into_bytes(), leaf.key_pem.into_bytes())
+        }
+        _ => bail!("--tls-cert-file and --tls-private-key-file must be given together"),
+    };
+    Ok(tls_config(&cert, &key)?)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+fn storage(flags: &Flags) -> Result<Arc<dyn Storage>> {
+    let default = if flags.is_set("etcd-servers") { "etcd3" } else { "embedded" };
+    let backend = flags.get("storage-backend").unwrap_or_else(|| default.into());
+    match backend.as_str() {
+        "embedded" => {
+            let dir = flags.path("data-dir").context("--data-dir")?;
+            let keep = flags.duration("etcd-compaction-interval")?.unwrap_or(Duration::from_secs(300));
+            let options = Options { keep_history: keep, ..Options::default() };
+            Ok(Arc::new(Embedded::open(&dir, options)?))
+        }
+        other => bail!("unknown storage backend {other:?}: this release knows embedded"),
+    }
+}
