@@ -15,13 +15,17 @@ pub mod config;
 pub mod context;
 pub mod table;
 
+mod cronjob;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod garbagecollector;
+mod job;
 mod namespace;
 mod replicaset;
 mod serviceaccount;
+mod statefulset;
 
 pub use config::{Config, LeaderElection};
 pub use context::Context;

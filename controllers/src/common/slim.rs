@@ -4,7 +4,7 @@
 use std::ops::Deref;
 
 use coxswain_client::Store;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Affinity, NodeAffinity, Pod};
 
 use super::owners;
 
@@ -27,6 +27,19 @@ pub const BY_NODE: &str = "node";
 /// Index of pods by namespace and claim they use, as `NAMESPACE/CLAIM`.
 pub const BY_CLAIM: &str = "claim";
 
+/// What is left of an affinity when only references to nodes by field matter: by them DaemonSets place their pods.
+fn node_fields_only(affinity: Affinity) -> Option<Affinity> {
+    let required = affinity.node_affinity?.required_during_scheduling_ignored_during_execution?;
+    if required.node_selector_terms.iter().all(|term| term.match_fields.is_none()) {
+        return None;
+    }
+    let node_affinity = NodeAffinity {
+        required_during_scheduling_ignored_during_execution: Some(required),
+        preferred_during_scheduling_ignored_during_execution: None,
+    };
+    Some(Affinity { node_affinity: Some(node_affinity), ..Affinity::default() })
+}
+
 impl SlimPod {
     pub fn of(mut pod: Pod) -> Self {
         pod.metadata.managed_fields = None;
@@ -45,7 +58,7 @@ impl SlimPod {
                 container.volume_mounts = None;
                 container.volume_devices = None;
             }
-            spec.affinity = None;
+            spec.affinity = spec.affinity.take().and_then(node_fields_only);
             spec.topology_spread_constraints = None;
             spec.ephemeral_containers = None;
             spec.dns_config = None;
