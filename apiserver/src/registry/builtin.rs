@@ -3,7 +3,7 @@
 //! A resource without code of its own is [`Plain`]: a few yes-or-no facts, everything else is the pipeline's.
 
 use super::resource::{MetadataChecks, Propagation, Resource};
-use super::{certificates, core, rbac};
+use super::{certificates, core, policy, rbac, runtime_class, scheduling, storage};
 use coxswain_api::{Value, names};
 use std::sync::Arc;
 
@@ -58,8 +58,8 @@ static HOMES: &[Line] = &[
     ("networking.k8s.io", "ipaddresses", home!(PLAIN)),
     ("networking.k8s.io", "networkpolicies", home!(PLAIN.generation())),
     ("networking.k8s.io", "servicecidrs", home!(PLAIN)),
-    ("node.k8s.io", "runtimeclasses", home!(PLAIN.versioned())),
-    ("policy", "poddisruptionbudgets", home!(PLAIN.generation().versioned().checks_once())),
+    ("node.k8s.io", "runtimeclasses", home!(runtime_class::RuntimeClasses)),
+    ("policy", "poddisruptionbudgets", home!(policy::PodDisruptionBudgets)),
     ("rbac.authorization.k8s.io", "clusterrolebindings", home!(rbac::Binding { namespaced: false })),
     ("rbac.authorization.k8s.io", "clusterroles", home!(rbac::Role { namespaced: false })),
     ("rbac.authorization.k8s.io", "rolebindings", home!(rbac::Binding { namespaced: true })),
@@ -68,13 +68,13 @@ static HOMES: &[Line] = &[
     ("resource.k8s.io", "resourceclaims", home!(PLAIN.returns_object())),
     ("resource.k8s.io", "resourceclaimtemplates", home!(PLAIN.returns_object())),
     ("resource.k8s.io", "resourceslices", home!(PLAIN.generation().returns_object().created_on_update())),
-    ("scheduling.k8s.io", "priorityclasses", home!(PLAIN.generation().checks_once())),
-    ("storage.k8s.io", "csidrivers", home!(PLAIN.versioned().returns_object())),
-    ("storage.k8s.io", "csinodes", home!(PLAIN.versioned().returns_object())),
-    ("storage.k8s.io", "csistoragecapacities", home!(PLAIN.versioned().returns_object())),
-    ("storage.k8s.io", "storageclasses", home!(PLAIN.returns_object())),
-    ("storage.k8s.io", "volumeattachments", home!(PLAIN.versioned().returns_object().checks_once())),
-    ("storage.k8s.io", "volumeattributesclasses", home!(PLAIN.returns_object())),
+    ("scheduling.k8s.io", "priorityclasses", home!(scheduling::PriorityClasses)),
+    ("storage.k8s.io", "csidrivers", home!(storage::CsiDrivers)),
+    ("storage.k8s.io", "csinodes", home!(storage::CsiNodes)),
+    ("storage.k8s.io", "csistoragecapacities", home!(storage::CsiStorageCapacities)),
+    ("storage.k8s.io", "storageclasses", home!(storage::StorageClasses)),
+    ("storage.k8s.io", "volumeattachments", home!(storage::VolumeAttachments)),
+    ("storage.k8s.io", "volumeattributesclasses", home!(storage::VolumeAttributesClasses)),
 ];
 
 /// The home of a built-in resource.

@@ -14,12 +14,14 @@ mod volumes;
 mod warnings;
 
 pub use affinity::{node_selector, node_selector_term, tolerations};
+pub use containers::image_whitespace;
 pub use drop::drop_disabled_fields;
 pub use resources::aggregate_requests;
-pub use containers::image_whitespace;
-pub use security::{APP_ARMOR_ANNOTATION, MIRROR_ANNOTATION, app_armor_of_annotation, app_armor_profile, pod_annotations};
+pub use security::{
+    APP_ARMOR_ANNOTATION, MIRROR_ANNOTATION, app_armor_of_annotation, app_armor_profile, pod_annotations,
+};
 pub use spec::validate;
-pub use volumes::persistent_volume_claim_spec;
+pub use volumes::{csi_driver_name, persistent_volume_claim_spec};
 pub use warnings::{for_pod, for_template};
 
 use coxswain_api::field::{ErrorList, View};
@@ -100,4 +102,9 @@ pub fn validate_template(template: &View<'_>, options: &Options, errors: &mut Er
 pub fn annotations_agree(annotations: &View<'_>, spec: &View<'_>, errors: &mut ErrorList) {
     security::seccomp_annotations_agree(annotations, spec, errors);
     security::app_armor_annotations_agree(annotations, spec, errors);
+}
+
+/// The overhead of a runtime class, which is checked as that of a pod.
+pub fn overhead(overhead: &View<'_>, errors: &mut ErrorList) {
+    resources::validate_overhead(overhead, &Options::default(), errors);
 }

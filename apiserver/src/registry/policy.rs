@@ -1,0 +1,71 @@
+//! PodDisruptionBudget (upstream: `pkg/registry/policy/poddisruptionbudget`, `pkg/apis/policy/validation`).
+
+use crate::registry::checks::{self, SelectorLeniency};
+use crate::registry::resource::{MetadataChecks, Resource};
+use crate::request::Context;
+use coxswain_api::Value;
+use coxswain_api::field::{BadValue, Error, ErrorList, View};
+
+pub struct PodDisruptionBudgets;
+
+impl Resource for PodDisruptionBudgets {
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let (spec, mut errors) = (View::root(object).child("spec"), ErrorList::new());
+        let (least, most) = (spec.child("minAvailable"), spec.child("maxUnavailable"));
+        if least.exists() && most.exists() {
+            let why = "minAvailable and maxUnavailable cannot be both set";
+            errors.push(Error::invalid(spec.path(), Budget(&spec), why));
+        }
+        for amount in [least, most] {
+            if amount.exists() {
+                checks::int_or_percent(&amount, &mut errors);
+                checks::at_most_100_percent(&amount, &mut errors);
+            }
+        }
+        checks::label_selector(&spec.child("selector"), SelectorLeniency::default(), &mut errors);
+        let policy = spec.child("unhealthyPodEvictionPolicy");
+        if policy.exists() {
+            checks::supported_value(&policy, &["AlwaysAllow", "IfHealthyBudget"], &mut errors);
+        }
+        errors
+    }
+
+    fn validate_update(&self, ctx: &Context, object: &Value, _old: &Value, subresource: &str) -> ErrorList {
+        if subresource != "status" {
+            return self.validate(ctx, object);
+        }
+        let (status, mut errors) = (View::root(object).child("status"), ErrorList::new());
+        for name in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
+            checks::nonnegative(&status.child(name), &mut errors);
+        }
+        errors
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: false, whole: false }
+    }
+}
+
+/// The spec as upstream's message shows it: every field of the internal struct, in its order.
+struct Budget<'a, 'b>(&'a View<'b>);
+
+impl BadValue for Budget<'_, '_> {
+    fn text(&self) -> String {
+        let show = |name: &'static str| self.0.child(name).value().map_or_else(|| "null".to_owned(), Value::to_string);
+        format!(
+            r#"{{"MinAvailable":{},"Selector":{},"MaxUnavailable":{},"UnhealthyPodEvictionPolicy":{}}}"#,
+            show("minAvailable"),
+            show("selector"),
+            show("maxUnavailable"),
+            show("unhealthyPodEvictionPolicy")
+        )
+    }
+}

@@ -1,0 +1,133 @@
+//! StorageClass and VolumeAttributesClass: how volumes are made and what they can be told.
+
+use crate::registry::checks;
+use crate::registry::defaults::set_default;
+use crate::registry::resource::Resource;
+use crate::request::Context;
+use coxswain_api::field::{Error, ErrorList, View};
+use coxswain_api::{Value, json};
+use std::collections::HashSet;
+
+const PARAMETERS_MAX: usize = 512;
+const PARAMETERS_BYTES_MAX: usize = 256 * 1024;
+
+/// Upstream lower-cases the name before it checks it, and shows it so.
+fn qualified_lower(value: &View<'_>, errors: &mut ErrorList) {
+    let lower = value.str().to_lowercase();
+    if lower.is_empty() {
+        errors.push(Error::required(value.path(), ""));
+        return;
+    }
+    for why in coxswain_api::names::qualified_name(&lower) {
+        errors.push(Error::invalid(value.path(), &lower, why));
+    }
+}
+
+fn parameters(value: &View<'_>, required: bool, errors: &mut ErrorList) {
+    if value.len() > PARAMETERS_MAX {
+        errors.push(Error::too_long(value.path(), PARAMETERS_MAX as i64));
+        return;
+    }
+    if required && value.is_empty() {
+        errors.push(Error::required(value.path(), "must contain at least one key/value pair"));
+    }
+    let mut bytes = 0;
+    for (key, text) in value.entries() {
+        if key.is_empty() {
+            errors.push(Error::invalid(value.path(), key, "field can not be empty."));
+        }
+        bytes += key.len() + text.str().len();
+    }
+    if bytes > PARAMETERS_BYTES_MAX {
+        errors.push(Error::too_long(value.path(), PARAMETERS_BYTES_MAX as i64));
+    }
+}
+
+pub struct StorageClasses;
+
+impl Resource for StorageClasses {
+    fn set_defaults(&self, object: &mut Value) {
+        set_default(object, "reclaimPolicy", || json!("Delete"));
+        set_default(object, "volumeBindingMode", || json!("Immediate"));
+    }
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let (root, mut errors) = (View::root(object), ErrorList::new());
+        qualified_lower(&root.child("provisioner"), &mut errors);
+        parameters(&root.child("parameters"), false, &mut errors);
+        checks::supported_value(&root.child("reclaimPolicy"), &["Delete", "Retain"], &mut errors);
+        let mode = root.child("volumeBindingMode");
+        if !mode.exists() {
+            errors.push(Error::required(mode.path(), ""));
+        } else {
+            checks::supported_value(&mode, &["Immediate", "WaitForFirstConsumer"], &mut errors);
+        }
+        let mut terms: Vec<&Value> = Vec::new();
+        for term in root.child("allowedTopologies").items() {
+            topology_term(&term, &mut errors);
+            let value = term.value().unwrap_or(&Value::Null);
+            if terms.contains(&value) {
+                errors.push(Error::duplicate(term.child("matchLabelExpressions").path(), ""));
+            }
+            terms.push(value);
+        }
+        errors
+    }
+
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let (new, old, mut errors) = (View::root(object), View::root(old), ErrorList::new());
+        for name in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
+            checks::immutable(&new.child(name), &old.child(name), &mut errors);
+        }
+        errors
+    }
+
+    fn returns_deleted_object(&self) -> bool {
+        true
+    }
+}
+
+/// One term of `allowedTopologies` (upstream: `ValidateTopologySelectorTerm`).
+fn topology_term(term: &View<'_>, errors: &mut ErrorList) {
+    let mut keys = HashSet::new();
+    for expression in term.child("matchLabelExpressions").items() {
+        let values = expression.child("values");
+        if values.is_empty() {
+            errors.push(Error::required(values.path(), ""));
+        }
+        let mut seen = HashSet::new();
+        for value in values.items() {
+            if !seen.insert(value.str()) {
+                errors.push(Error::duplicate(value.path(), value.str()));
+            }
+        }
+        let key = expression.child("key");
+        checks::qualified_name(&key, errors);
+        if !keys.insert(key.str()) {
+            errors.push(Error::duplicate(key.path(), key.str()));
+        }
+    }
+}
+
+pub struct VolumeAttributesClasses;
+
+impl Resource for VolumeAttributesClasses {
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let (root, mut errors) = (View::root(object), ErrorList::new());
+        qualified_lower(&root.child("driverName"), &mut errors);
+        parameters(&root.child("parameters"), true, &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let (new, old, mut errors) = (View::root(object), View::root(old), ErrorList::new());
+        for name in ["driverName", "parameters"] {
+            checks::immutable(&new.child(name), &old.child(name), &mut errors);
+        }
+        errors
+    }
+
+    fn returns_deleted_object(&self) -> bool {
+        true
+    }
+}
