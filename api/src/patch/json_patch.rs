@@ -142,7 +142,8 @@ fn replace(document: &mut Value, path: &str, value: Value) -> Result<(), String>
     }
     match container(document, path)? {
         (Value::Object(map), key) => {
-            *map.get_mut(&key).ok_or_else(|| format!("there is nothing at {path}"))? = value;
+            // As upstream's library, which only asks that there is something to put it into.
+            map.insert(key, value);
         }
         (Value::Array(items), part) => {
             let i = index(&part, items.len()).filter(|&i| i < items.len());

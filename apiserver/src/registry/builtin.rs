@@ -3,7 +3,7 @@
 //! A resource without code of its own is [`Plain`]: a few yes-or-no facts, everything else is the pipeline's.
 
 use super::resource::{MetadataChecks, Propagation, Resource};
-use super::{certificates, core, policy, rbac, runtime_class, scheduling, storage};
+use super::{certificates, coordination, core, discovery, policy, rbac, runtime_class, scheduling, storage};
 use coxswain_api::{Value, names};
 use std::sync::Arc;
 
@@ -20,15 +20,16 @@ macro_rules! home {
 static HOMES: &[Line] = &[
     ("", "configmaps", home!(core::config_map::ConfigMaps)),
     ("", "endpoints", home!(core::endpoints::Endpoints)),
+    ("", "events", home!(core::event::Events)),
     ("", "limitranges", home!(core::limit_range::LimitRanges)),
     ("", "namespaces", home!(core::namespace::Namespaces)),
-    ("", "nodes", home!(PLAIN)),
+    ("", "nodes", home!(core::node::Nodes)),
     ("", "persistentvolumeclaims", home!(PLAIN.returns_object())),
     ("", "persistentvolumes", home!(PLAIN.returns_object().checks_once())),
     ("", "pods", home!(core::pod::Pods)),
     ("", "podtemplates", home!(PLAIN.generation().returns_object().created_on_update())),
     ("", "replicationcontrollers", home!(PLAIN.generation().orphans())),
-    ("", "resourcequotas", home!(PLAIN.returns_object())),
+    ("", "resourcequotas", home!(core::resource_quota::ResourceQuotas)),
     ("", "secrets", home!(core::secret::Secrets)),
     ("", "serviceaccounts", home!(core::service_account::ServiceAccounts)),
     ("", "services", home!(core::service::Services)),
@@ -49,8 +50,8 @@ static HOMES: &[Line] = &[
     ("batch", "cronjobs", home!(PLAIN.generation())),
     ("batch", "jobs", home!(PLAIN.generation().orphans())),
     ("certificates.k8s.io", "certificatesigningrequests", home!(certificates::CertificateSigningRequests)),
-    ("coordination.k8s.io", "leases", home!(PLAIN.versioned().created_on_update())),
-    ("discovery.k8s.io", "endpointslices", home!(PLAIN.generation().checks_once())),
+    ("coordination.k8s.io", "leases", home!(coordination::lease::Leases)),
+    ("discovery.k8s.io", "endpointslices", home!(discovery::endpoint_slice::EndpointSlices)),
     ("flowcontrol.apiserver.k8s.io", "flowschemas", home!(PLAIN.generation().checks_once())),
     ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations", home!(PLAIN.generation().checks_once())),
     ("networking.k8s.io", "ingressclasses", home!(PLAIN.generation())),
@@ -140,10 +141,6 @@ impl Plain {
         self
     }
 
-    const fn named(mut self, name: fn(&str, bool) -> Vec<String>) -> Self {
-        self.name = name;
-        self
-    }
 }
 
 impl Resource for Plain {

@@ -155,7 +155,8 @@ fn type_meta(body: &[u8], format: Format) -> Result<TypeMeta, String> {
     match format {
         Format::Yaml => {
             codec::json::interpret(&codec::yaml::to_json(body).map_err(|e| e.to_string())?).map_err(prefixed)
-        },
+        }
+        Format::Protobuf => codec::protobuf::open(body).map(|e| e.type_meta).map_err(|e| e.to_string()),
         _ => codec::json::interpret(body).map_err(prefixed),
     }
 }
@@ -164,6 +165,7 @@ fn type_meta(body: &[u8], format: Format) -> Result<TypeMeta, String> {
 fn typed(body: &[u8], format: Format, schema: &StructRef) -> Result<Decoded, DecodeError> {
     match format {
         Format::Yaml => codec::yaml::decode(body, schema),
+        Format::Protobuf => codec::protobuf::decode(&codec::protobuf::open(body)?, schema),
         _ => codec::json::decode(body, schema),
     }
 }

@@ -69,6 +69,8 @@ impl Pipeline {
             let result = match verdict {
                 Verdict::Marked { tree, .. } if options.dry_run => Ok((Deleted::Object(tree), false)),
                 _ if options.dry_run => Ok((finished(call, (*old).clone()), true)),
+                // Nothing new: the deletion goes on as it was.
+                Verdict::Marked { tree, then_delete: false } if tree == *old => Ok((Deleted::Object(tree), false)),
                 Verdict::Marked { tree, then_delete } => match store.update(object, &tree, strategy.ttl(&tree)).await {
                     Ok(stored) if then_delete => match self.commit_delete(call, &stored).await {
                         Ok(last) => Ok((finished(call, last.to_tree()), true)),

@@ -4,8 +4,8 @@
 use super::options::validate_field_manager;
 use super::resource::Resource;
 use crate::request::Warnings;
-use coxswain_api::field::{Error, ErrorList, View};
-use coxswain_api::{Map, Status, Value, names, time};
+use coxswain_api::field::{Error, ErrorList, Path, View};
+use coxswain_api::{Map, Status, Value, codec, names, schema, time};
 
 /// The metadata of an object, made if there is none.
 pub fn of_mut(object: &mut Value) -> &mut Map<String, Value> {
@@ -246,6 +246,28 @@ pub fn validate_annotations(annotations: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
+/// Owner references as a message shows them: JSON in the order of the schema.
+fn owners_text(value: Option<&Value>) -> String {
+    let schema = schema::builtin().get("io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference");
+    let text = |owner: &Value| {
+        let mut out = Vec::new();
+        match schema {
+            Some(schema) => codec::json::encode(owner, schema, &mut out),
+            None => out.extend(owner.to_string().into_bytes()),
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    match value {
+        Some(Value::Array(list)) => format!("[{}]", list.iter().map(text).collect::<Vec<_>>().join(",")),
+        Some(owner) => text(owner),
+        None => "null".into(),
+    }
+}
+
+fn shown(path: &Path, value: Option<&Value>, why: impl Into<String>) -> Error {
+    Error { bad_value: Some(owners_text(value)), ..Error::invalid(path, "", why) }
+}
+
 fn validate_owner_references(list: &View<'_>, errors: &mut ErrorList) {
     let path = list.path();
     let mut controller: Option<String> = None;
@@ -264,7 +286,7 @@ fn validate_owner_references(list: &View<'_>, errors: &mut ErrorList) {
             }
         }
         if (group, version, kind) == ("", "v1", "Event") {
-            errors.push(Error::invalid(path, &reference, "/v1, Kind=Event is disallowed from being an owner"));
+            errors.push(shown(path, reference.value(), "/v1, Kind=Event is disallowed from being an owner"));
         }
         if reference.child("controller").bool() {
             let this = format!("{kind}/{}", reference.child("name").str());
@@ -273,7 +295,7 @@ fn validate_owner_references(list: &View<'_>, errors: &mut ErrorList) {
                     let why = format!(
                         "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"
                     );
-                    errors.push(Error::invalid(path, list, why));
+                    errors.push(shown(path, list.value(), why));
                 }
                 None => controller = Some(this),
             }

@@ -91,7 +91,7 @@ impl Change for ScaleChange<'_> {
                     manager: &call.ctx.field_manager,
                     api_version: shape.version.api_version(),
                     kind: shape.kind,
-                    subresource: "",
+                    subresource: "scale",
                     now: call.ctx.now,
                     schema: shape.schema,
                     reset: &[],
@@ -100,7 +100,7 @@ impl Change for ScaleChange<'_> {
                 scale
             }
             Source::Patch(patch) => {
-                let mut scale = patch.apply(call, shape, Some(&old_scale), "")?;
+                let mut scale = patch.apply(call, shape, Some(&old_scale), "scale")?;
                 metadata::ensure_namespace(&mut scale, call.namespace())?;
                 check_name(&scale, call)?;
                 scale

@@ -127,12 +127,20 @@ fn validate_limit(limit: &View<'_>, kind: &str, errors: &mut ErrorList) {
         if let (Some(request), Some(min)) = (&request, &min)
             && min > request
         {
-            wrong("defaultRequest", request, format!("min value {min} is greater than default request value {request}"));
+            wrong(
+                "defaultRequest",
+                request,
+                format!("min value {min} is greater than default request value {request}"),
+            );
         }
         if let (Some(request), Some(max)) = (&request, &max)
             && request > max
         {
-            wrong("defaultRequest", request, format!("default request value {request} is greater than max value {max}"));
+            wrong(
+                "defaultRequest",
+                request,
+                format!("default request value {request} is greater than max value {max}"),
+            );
         }
         if let (Some(request), Some(default)) = (&request, &default)
             && request > default

@@ -1,0 +1,3 @@
+//! `coordination.k8s.io` (upstream: `pkg/registry/coordination`, `pkg/apis/coordination`).
+
+pub mod lease;

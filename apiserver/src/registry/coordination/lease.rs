@@ -1,0 +1,51 @@
+//! Lease (upstream: `pkg/registry/coordination/lease`, `ValidateLease`).
+
+use crate::registry::resource::{MetadataChecks, Resource};
+use crate::request::Context;
+use coxswain_api::Value;
+use coxswain_api::field::{Error, ErrorList, View};
+
+pub struct Leases;
+
+impl Resource for Leases {
+    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
+        drop_disabled(object);
+    }
+
+    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, _old: &Value, _subresource: &str) {
+        drop_disabled(object);
+    }
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let spec = View::root(object).child("spec");
+        let mut errors = ErrorList::new();
+        let (duration, transitions) = (spec.child("leaseDurationSeconds"), spec.child("leaseTransitions"));
+        if duration.opt_i64().is_some_and(|d| d <= 0) {
+            errors.push(Error::invalid(duration.path(), duration.i64(), "must be greater than 0"));
+        }
+        if transitions.i64() < 0 {
+            errors.push(Error::invalid(transitions.path(), transitions.i64(), "must be greater than or equal to 0"));
+        }
+        errors
+    }
+
+    fn allow_create_on_update(&self) -> bool {
+        true
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: false }
+    }
+}
+
+/// Fields of coordinated leader election, which is off by default.
+fn drop_disabled(object: &mut Value) {
+    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.remove("strategy");
+        spec.remove("preferredHolder");
+    }
+}

@@ -1,0 +1,157 @@
+//! Node (upstream: `pkg/registry/core/node`, `ValidateNode`).
+
+use super::quantities::validate_quantity;
+use crate::registry::resource::Resource;
+use crate::request::Context;
+use coxswain_api::field::{Error, ErrorList, Path, View};
+use coxswain_api::names::{self, ip};
+use coxswain_api::{Value, json};
+
+pub struct Nodes;
+
+impl Resource for Nodes {
+    fn set_defaults(&self, object: &mut Value) {
+        let is_empty = |v: Option<&Value>| v.is_none_or(|v| v.is_null() || v.as_object().is_some_and(|m| m.is_empty()));
+        if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut)
+            && is_empty(status.get("allocatable"))
+            && !is_empty(status.get("capacity"))
+        {
+            let capacity = status["capacity"].clone();
+            status.insert("allocatable".into(), capacity);
+        }
+        // One network is written in two places; the single one is for old readers.
+        let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+        let single = spec.get("podCIDR").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let first = spec.get("podCIDRs").and_then(|l| l.get(0)).and_then(Value::as_str).unwrap_or_default().to_owned();
+        match (single.is_empty(), first.is_empty()) {
+            (false, _) if single != first => spec.insert("podCIDRs".into(), json!([single])),
+            (true, false) => spec.insert("podCIDR".into(), first.into()),
+            _ => None,
+        };
+    }
+
+    fn prepare_for_update(&self, _ctx: &Context, _object: &mut Value, _old: &Value, _subresource: &str) {}
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let root = View::root(object);
+        let mut errors = ErrorList::new();
+        validate_taints(&root, &mut errors);
+        validate_resources(&root, &mut errors);
+        let cidrs = root.child("spec").child("podCIDRs");
+        for cidr in cidrs.items() {
+            errors.extend(ip::check_cidr_legacy(cidr.path(), cidr.str(), true, &[]));
+        }
+        if cidrs.len() > 1 {
+            let six = cidrs.items().filter(|c| c.str().contains(':')).count();
+            if six != 1 || cidrs.len() > 2 {
+                let why = "may specify no more than one CIDR for each IP family";
+                errors.push(Error::invalid(cidrs.path(), &cidrs, why));
+            }
+            let mut seen: Vec<&str> = Vec::new();
+            for cidr in cidrs.items() {
+                if seen.contains(&cidr.str()) {
+                    errors.push(Error::duplicate(cidr.path(), cidr.str()));
+                }
+                seen.push(cidr.str());
+            }
+        }
+        errors
+    }
+
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let (new, before) = (View::root(object), View::root(old));
+        let mut errors = ErrorList::new();
+        validate_resources(&new, &mut errors);
+        let mut seen: Vec<&Value> = Vec::new();
+        for address in new.child("status").child("addresses").items() {
+            let Some(value) = address.value() else { continue };
+            if seen.contains(&value) {
+                errors.push(Error::duplicate(address.path(), &address));
+            }
+            seen.push(value);
+        }
+        let (spec, old_spec) = (new.child("spec"), before.child("spec"));
+        let (cidrs, old_cidrs) = (spec.child("podCIDRs"), old_spec.child("podCIDRs"));
+        if !old_cidrs.is_empty() {
+            let why = "node updates may not change podCIDR except from \"\" to valid";
+            if cidrs.len() != old_cidrs.len() {
+                errors.push(Error::forbidden(cidrs.path(), why));
+            } else {
+                for (a, b) in cidrs.items().zip(old_cidrs.items()) {
+                    if a.str() != b.str() {
+                        errors.push(Error::forbidden(cidrs.path(), why));
+                    }
+                }
+            }
+        }
+        let (provider, old_provider) = (spec.child("providerID"), old_spec.child("providerID"));
+        if !old_provider.is_empty() && provider.str() != old_provider.str() {
+            let why = "node updates may not change providerID except from \"\" to valid";
+            errors.push(Error::forbidden(provider.path(), why));
+        }
+        validate_taints(&new, &mut errors);
+        let external = spec.child("externalID");
+        if external.str() != old_spec.child("externalID").str() {
+            errors.push(Error::forbidden(external.path(), "may not be updated"));
+        }
+        errors
+    }
+
+    fn keeps_status_on_create(&self) -> bool {
+        true
+    }
+
+    fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
+        let unschedulable = View::root(object).child("spec").child("unschedulable").bool();
+        vec![("spec.unschedulable", unschedulable.to_string())]
+    }
+
+    fn selectable_labels(&self) -> &'static [&'static str] {
+        &["spec.unschedulable"]
+    }
+}
+
+fn validate_resources(root: &View<'_>, errors: &mut ErrorList) {
+    for list in ["capacity", "allocatable"] {
+        let amounts = root.child("status").child(list);
+        for (name, amount) in amounts.entries() {
+            let path = amounts.path().child_named(name);
+            validate_quantity(name, &View::new(amount.value(), path), errors);
+        }
+    }
+}
+
+/// Upstream reports taints under `metadata`, where they once were.
+fn validate_taints(root: &View<'_>, errors: &mut ErrorList) {
+    let taints = root.child("spec").child("taints");
+    let path = Path::new("metadata").child("taints");
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for (i, taint) in taints.items().enumerate() {
+        let path = path.index(i);
+        let key = taint.child("key").str();
+        for why in names::qualified_name(key) {
+            errors.push(Error::invalid(&path.child("key"), key, why));
+        }
+        let value = taint.child("value").str();
+        let wrong = names::label_value(value);
+        if !wrong.is_empty() {
+            errors.push(Error::invalid(&path.child("value"), value, wrong.join(";")));
+        }
+        let effect = taint.child("effect").str();
+        match effect {
+            "" => errors.push(Error::required(&path.child("effect"), "")),
+            "NoSchedule" | "PreferNoSchedule" | "NoExecute" => {}
+            other => {
+                let known = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+                errors.push(Error::not_supported(&path.child("effect"), other, &known));
+            }
+        }
+        if seen.contains(&(effect, key)) {
+            let mut error = Error::duplicate(&path, &taint);
+            error.detail = "taints must be unique by key and effect pair".into();
+            errors.push(error);
+            continue;
+        }
+        seen.push((effect, key));
+    }
+}

@@ -1,0 +1,229 @@
+//! EndpointSlice (upstream: `pkg/registry/discovery/endpointslice`, `ValidateEndpointSlice`).
+
+use crate::registry::core::address::non_special_ip;
+use crate::registry::metadata::validate_labels;
+use crate::registry::resource::{MetadataChecks, Resource};
+use crate::request::Context;
+use coxswain_api::field::{Error, ErrorList, View};
+use coxswain_api::names::{self, ip};
+use coxswain_api::{Value, json};
+
+const ENDPOINTS_MAX: usize = 1000;
+const ADDRESSES_MAX: usize = 100;
+const PORTS_MAX: usize = 20_000;
+const TOPOLOGY_MAX: usize = 16;
+const HINTS_MAX: usize = 8;
+
+pub struct EndpointSlices;
+
+impl Resource for EndpointSlices {
+    fn set_defaults(&self, object: &mut Value) {
+        for port in object.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+            for (field, default) in [("name", ""), ("protocol", "TCP")] {
+                if port.get(field).is_none_or(Value::is_null) {
+                    port[field] = json!(default);
+                }
+            }
+        }
+    }
+
+    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
+        drop_topology(object);
+    }
+
+    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
+        let topologies = |v: &Value| -> Vec<Value> {
+            let list = v.get("endpoints").and_then(Value::as_array);
+            list.into_iter().flatten().map(|e| e.get("deprecatedTopology").cloned().unwrap_or_default()).collect()
+        };
+        if topologies(object) != topologies(old) {
+            drop_topology(object);
+        }
+    }
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        validate(object)
+    }
+
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let mut errors = validate(object);
+        let kind = View::root(object).child("addressType");
+        if kind.str() != View::root(old).child("addressType").str() {
+            errors.push(Error::invalid(kind.path(), kind.str(), "field is immutable"));
+        }
+        errors
+    }
+
+    fn warnings(&self, _ctx: &Context, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        let root = View::root(object);
+        let mut list = Vec::new();
+        if root.child("addressType").str() == "FQDN" {
+            list.push("spec.addressType: FQDN endpoints are deprecated".to_owned());
+        } else {
+            for address in root.child("endpoints").items().flat_map(|e| e.child("addresses").items()) {
+                list.extend(ip::warnings_for_ip(address.path(), address.str()));
+            }
+        }
+        list
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    /// Labels count too: they tie the slice to its service.
+    fn spec_changed(&self, object: &Value, old: &Value) -> bool {
+        let differs = |f: &str| object.get(f) != old.get(f);
+        differs("endpoints")
+            || differs("ports")
+            || differs("addressType")
+            || object.pointer("/metadata/labels") != old.pointer("/metadata/labels")
+    }
+
+    fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: false, whole: true }
+    }
+}
+
+/// The old form of topology is not written through this version any more.
+fn drop_topology(object: &mut Value) {
+    for endpoint in object.get_mut("endpoints").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(endpoint) = endpoint.as_object_mut() {
+            endpoint.remove("deprecatedTopology");
+        }
+    }
+}
+
+fn validate(object: &Value) -> ErrorList {
+    let root = View::root(object);
+    let mut errors = ErrorList::new();
+    let kind = root.child("addressType");
+    if kind.is_empty() {
+        errors.push(Error::required(kind.path(), ""));
+    } else if !matches!(kind.str(), "IPv4" | "IPv6" | "FQDN") {
+        errors.push(Error::not_supported(kind.path(), kind.str(), &["FQDN", "IPv4", "IPv6"]));
+    }
+    let endpoints = root.child("endpoints");
+    if endpoints.len() > ENDPOINTS_MAX {
+        errors.push(Error::too_many(endpoints.path(), endpoints.len(), ENDPOINTS_MAX as i64));
+    } else {
+        for endpoint in endpoints.items() {
+            validate_endpoint(&endpoint, kind.str(), &mut errors);
+        }
+    }
+    validate_ports(&root.child("ports"), &mut errors);
+    errors
+}
+
+fn validate_endpoint(endpoint: &View<'_>, kind: &str, errors: &mut ErrorList) {
+    let addresses = endpoint.child("addresses");
+    if addresses.is_empty() {
+        errors.push(Error::required(addresses.path(), "must contain at least 1 address"));
+    } else if addresses.len() > ADDRESSES_MAX {
+        errors.push(Error::too_many(addresses.path(), addresses.len(), ADDRESSES_MAX as i64));
+    }
+    for address in addresses.items() {
+        let text = address.str();
+        match kind {
+            "IPv4" | "IPv6" => {
+                let wrong = ip::check_ip_legacy(address.path(), text, true, &[]);
+                let fits = (kind == "IPv6") == text.contains(':');
+                if wrong.is_empty() && !fits {
+                    let article = format!("must be an {kind} address");
+                    errors.push(Error::invalid(address.path(), text, article));
+                }
+                errors.extend(wrong);
+                non_special_ip(&address, errors);
+            }
+            "FQDN" => {
+                let name = text.strip_suffix('.').unwrap_or(text);
+                for why in names::dns1123_subdomain(name, false) {
+                    errors.push(Error::invalid(address.path(), text, why));
+                }
+                if !name.contains('.') {
+                    let why = "should be a domain with at least two segments separated by dots";
+                    errors.push(Error::invalid(address.path(), text, why));
+                }
+            }
+            _ => {}
+        }
+    }
+    let node = endpoint.child("nodeName");
+    if let Some(name) = node.opt_str() {
+        for why in names::dns1123_subdomain(name, false) {
+            errors.push(Error::invalid(node.path(), name, why));
+        }
+    }
+    let topology = endpoint.child("deprecatedTopology");
+    if topology.len() > TOPOLOGY_MAX {
+        errors.push(Error::too_many(topology.path(), topology.len(), TOPOLOGY_MAX as i64));
+    }
+    validate_labels(&topology, errors);
+    let hostname = endpoint.child("hostname");
+    if let Some(name) = hostname.opt_str() {
+        for why in names::dns1123_label(name, false) {
+            errors.push(Error::invalid(hostname.path(), name, why));
+        }
+    }
+    let hints = endpoint.child("hints");
+    for field in ["forZones", "forNodes"] {
+        let list = hints.child(field);
+        if list.len() > HINTS_MAX {
+            errors.push(Error::too_many(list.path(), list.len(), HINTS_MAX as i64));
+            continue;
+        }
+        let mut seen: Vec<&str> = Vec::new();
+        for hint in list.items() {
+            let name = hint.child("name");
+            if seen.contains(&name.str()) {
+                errors.push(Error::duplicate(name.path(), name.str()));
+            }
+            seen.push(name.str());
+            let wrong = match field {
+                "forZones" => names::label_value(name.str()),
+                _ => names::dns1123_subdomain(name.str(), false),
+            };
+            for why in wrong {
+                errors.push(Error::invalid(name.path(), name.str(), why));
+            }
+        }
+    }
+}
+
+fn validate_ports(ports: &View<'_>, errors: &mut ErrorList) {
+    if ports.len() > PORTS_MAX {
+        errors.push(Error::too_many(ports.path(), ports.len(), PORTS_MAX as i64));
+        return;
+    }
+    let mut seen: Vec<&str> = Vec::new();
+    for port in ports.items() {
+        let name = port.child("name");
+        if !name.is_empty() {
+            for why in names::dns1123_label(name.str(), false) {
+                errors.push(Error::invalid(name.path(), name.str(), why));
+            }
+        }
+        if seen.contains(&name.str()) {
+            errors.push(Error::duplicate(name.path(), name.str()));
+        }
+        seen.push(name.str());
+        let protocol = port.child("protocol");
+        if protocol.is_empty() {
+            errors.push(Error::required(protocol.path(), ""));
+        } else if !matches!(protocol.str(), "TCP" | "UDP" | "SCTP") {
+            errors.push(Error::not_supported(protocol.path(), protocol.str(), &["SCTP", "TCP", "UDP"]));
+        }
+        let number = port.child("port");
+        if let Some(n) = number.opt_i64() {
+            for why in names::port_number(n) {
+                errors.push(Error::invalid(number.path(), n, why));
+            }
+        }
+        let app = port.child("appProtocol");
+        if let Some(text) = app.opt_str() {
+            for why in names::qualified_name(text) {
+                errors.push(Error::invalid(app.path(), text, why));
+            }
+        }
+    }
+}
