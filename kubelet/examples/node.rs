@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [kubeconfig, name, root, rest @ ..] = arguments.as_slice() else { anyhow::bail!("node KUBECONFIG NAME ROOT [CRI-SOCKET]") };
+    let [kubeconfig, name, root, rest @ ..] = arguments.as_slice() else {
+        anyhow::bail!("node KUBECONFIG NAME ROOT [CRI-SOCKET]")
+    };
     let client = coxswain_client::connect::from_kubeconfig(kubeconfig.as_ref())?;
     let mut config = Config::new(name);
     config.root_dir = root.into();
@@ -18,7 +20,6 @@ async fn main() -> anyhow::Result<()> {
     config.settings.pod_logs_dir = config.root_dir.join("logs").display().to_string();
     config.settings.cluster_domain = "cluster.local".into();
     config.settings.cluster_dns = vec!["10.96.0.10".into()];
-    config.settings.enable_server = false;
     let runtime: Arc<dyn Runtime> = match rest.first() {
         Some(socket) => Arc::new(CriClient::new(socket, "", Duration::from_secs(120))?),
         None => Arc::new(HollowRuntime::new(0)),

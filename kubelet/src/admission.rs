@@ -5,8 +5,8 @@ use crate::kubelet::Kubelet;
 use crate::pod::{self, PodExt, now};
 use crate::resources;
 use crate::sandbox;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 

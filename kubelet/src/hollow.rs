@@ -206,8 +206,12 @@ impl Runtime for HollowRuntime {
     async fn pod_sandbox_status(&self, id: &str) -> Result<v1::PodSandboxStatusResponse> {
         let state = self.state.lock();
         let sandbox = state.sandboxes.get(id).ok_or_else(|| not_found("sandbox", id))?;
-        let options =
-            sandbox.config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());
+        let options = sandbox
+            .config
+            .linux
+            .as_ref()
+            .and_then(|l| l.security_context.as_ref())
+            .and_then(|s| s.namespace_options.clone());
         let host = options.as_ref().is_some_and(|o| o.network == v1::NamespaceMode::Node as i32);
         let status = v1::PodSandboxStatus {
             id: id.into(),
