@@ -33,6 +33,14 @@ pub(crate) fn left_out(field: &Field, value: &Value) -> bool {
     }
 }
 
+fn is_empty_container(value: &Value, ty: &Type) -> bool {
+    match (ty, value) {
+        (Type::List(_), Value::Array(items)) => items.is_empty(),
+        (Type::Map(_), Value::Object(entries)) => entries.is_empty(),
+        _ => false,
+    }
+}
+
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -93,6 +101,10 @@ pub fn canonicalize(value: &mut Value, schema: &Struct) {
     map.retain(|name, value| match schema.field(name) {
         Some(field) => {
             canonicalize_value(value, &field.ty);
+            if is_empty_container(value, &field.ty) {
+                // Storage forgets the difference between an empty list and none: protobuf cannot say it.
+                *value = Value::Null;
+            }
             !left_out(field, value)
         }
         None => schema.preserve_unknown,

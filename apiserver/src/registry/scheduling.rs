@@ -64,6 +64,10 @@ impl Resource for PriorityClasses {
         true
     }
 
+    fn spec_changed(&self, _object: &Value, _old: &Value) -> bool {
+        false
+    }
+
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
         MetadataChecks { update: false, whole: false }
     }

@@ -121,8 +121,13 @@ impl Resource for VolumeAttributesClasses {
 
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
         let (new, old, mut errors) = (View::root(object), View::root(old), ErrorList::new());
-        for name in ["driverName", "parameters"] {
-            checks::immutable(&new.child(name), &old.child(name), &mut errors);
+        for (name, why) in [
+            ("driverName", "updates to driverName are forbidden."),
+            ("parameters", "updates to parameters are forbidden."),
+        ] {
+            if !checks::same(new.child(name).value(), old.child(name).value()) {
+                errors.push(Error::forbidden(new.child(name).path(), why));
+            }
         }
         errors
     }

@@ -32,10 +32,6 @@ impl Resource for CsiDrivers {
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         let (root, mut errors) = (View::root(object), ErrorList::new());
-        let name = root.child("metadata").child("name");
-        if name.str().len() > 63 {
-            errors.push(Error::too_long(name.path(), 63));
-        }
         let spec = root.child("spec");
         driver_spec(&spec, &mut errors);
         let modes = spec.child("volumeLifecycleModes");
@@ -58,9 +54,9 @@ impl Resource for CsiDrivers {
         errors
     }
 
-    fn warnings(&self, _ctx: &Context, object: &Value, _old: Option<&Value>) -> Vec<String> {
+    fn warnings(&self, _ctx: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
         let spec = View::root(object).child("spec");
-        if spec.child("tokenRequests").is_empty() || spec.child("serviceAccountTokenInSecrets").exists() {
+        if old.is_some() || spec.child("tokenRequests").is_empty() || spec.child("serviceAccountTokenInSecrets").exists() {
             return Vec::new();
         }
         let text = "spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent \
