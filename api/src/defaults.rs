@@ -66,7 +66,7 @@ fn is_unset(field: &Field, value: &Value, owner: &Struct) -> bool {
 
 /// Whether this struct or any that it holds has a default.
 pub(crate) fn any_default(schema: &Struct) -> bool {
-    fn visit<'a>(schema: &'a Struct, seen: &mut HashSet<*const Struct>) -> bool {
+    fn visit(schema: &Struct, seen: &mut HashSet<*const Struct>) -> bool {
         if !seen.insert(std::ptr::from_ref(schema)) {
             return false;
         }

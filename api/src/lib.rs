@@ -20,6 +20,7 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod structural;
 pub mod time;
 
 pub use serde_json::{Map, Value, json};

@@ -124,7 +124,7 @@ pub(super) fn options(short_name: &str, without: &[&str]) -> Vec<Parameter> {
             _ => continue,
         };
         let description = descriptions::of_field(&schema.name, &field.name).unwrap_or_default();
-        out.push(Parameter { name: field.name.to_string(), in_path: false, ty, description: description.into() });
+        out.push(Parameter { name: field.name.to_string(), in_path: false, ty, description });
     }
     out
 }
