@@ -216,13 +216,19 @@ mod tests {
             "max": {"cpu": "2"}, "min": {"cpu": "200m"}}]}});
         let mut pod = json!({"metadata": {}, "spec": {"containers": [{"name": "c"}, {"name": "d", "resources": {"limits": {"cpu": "3"}}}]}});
         set_defaults(&mut pod, &range);
-        assert_eq!(pod["spec"]["containers"][0]["resources"], json!({"limits": {"cpu": "1"}, "requests": {"cpu": "100m"}}));
+        assert_eq!(
+            pod["spec"]["containers"][0]["resources"],
+            json!({"limits": {"cpu": "1"}, "requests": {"cpu": "100m"}})
+        );
         let note = "LimitRanger plugin set: cpu request for container c; cpu limit for container c; cpu request for container d";
         assert_eq!(pod["metadata"]["annotations"][ANNOTATION], note);
-        assert_eq!(check_pod(&pod, &range), [
-            "minimum cpu usage per Container is 200m, but request is 100m",
-            "minimum cpu usage per Container is 200m, but request is 100m",
-            "maximum cpu usage per Container is 2, but limit is 3",
-        ]);
+        assert_eq!(
+            check_pod(&pod, &range),
+            [
+                "minimum cpu usage per Container is 200m, but request is 100m",
+                "minimum cpu usage per Container is 200m, but request is 100m",
+                "maximum cpu usage per Container is 2, but limit is 3",
+            ]
+        );
     }
 }

@@ -272,7 +272,7 @@ fn is_significant(pod: &Value, old: &Value) -> bool {
         }
     }
     let before = list(old, "ephemeralContainers");
-    list(pod, "ephemeralContainers").iter().any(|new| {
-        before.iter().find(|o| o["name"] == new["name"]).is_none_or(|old| container_changed(new, old))
-    })
+    list(pod, "ephemeralContainers")
+        .iter()
+        .any(|new| before.iter().find(|o| o["name"] == new["name"]).is_none_or(|old| container_changed(new, old)))
 }

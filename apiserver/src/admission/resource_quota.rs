@@ -74,7 +74,10 @@ impl ResourceQuota {
         match response.status().as_u16() {
             200..300 => Ok(true),
             404 | 409 => Ok(false),
-            _ => Err(serde_json::from_slice(response.body()).unwrap_or_else(|_| Status::internal("charging a quota failed"))),
+            _ => {
+                Err(serde_json::from_slice(response.body())
+                    .unwrap_or_else(|_| Status::internal("charging a quota failed")))
+            }
         }
     }
 
@@ -129,7 +132,8 @@ fn charges<'q>(attributes: &Attributes<'_>, quotas: &'q [Arc<Value>]) -> Result<
     for quota in quotas {
         let name = quota["metadata"]["name"].as_str().unwrap_or_default();
         let hard = amounts(&quota["status"]["hard"]);
-        let restricted: Vec<&str> = hard.keys().map(String::as_str).filter(|r| evaluator::counts(attributes, r)).collect();
+        let restricted: Vec<&str> =
+            hard.keys().map(String::as_str).filter(|r| evaluator::counts(attributes, r)).collect();
         if restricted.is_empty() || !evaluator::in_scope(attributes, quota, object) {
             continue;
         }

@@ -15,6 +15,8 @@ use coxswain_api::{Status, Value};
 use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
+const DEFAULT_EXPIRATION_SECONDS: i64 = 3600;
+
 pub(super) const GROUP: &str = "authentication.k8s.io";
 
 /// Runs the validating admission of a create that stores nothing.
@@ -167,6 +169,12 @@ impl TokenRequests {
 
 #[async_trait]
 impl Virtual for TokenRequests {
+    fn set_defaults(&self, object: &mut Value) {
+        if object["spec"]["expirationSeconds"].is_null() {
+            object["spec"]["expirationSeconds"] = json!(DEFAULT_EXPIRATION_SECONDS);
+        }
+    }
+
     async fn create(&self, pipeline: &Pipeline, call: &Call, name: &str, object: Value) -> Result<Value, Status> {
         let mut object = object;
         let namespace = call.namespace();
@@ -182,7 +190,8 @@ impl Virtual for TokenRequests {
         let uid = account["metadata"]["uid"].as_str().unwrap_or_default();
         let given = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         if !given.is_empty() && given != uid {
-            let why = format!("the UID in the token request ({given}) does not match the UID of the service account ({uid})");
+            let why =
+                format!("the UID in the token request ({given}) does not match the UID of the service account ({uid})");
             return Err(Status::conflict(GROUP, "TokenRequest", name, &why));
         }
         let mut audiences: Vec<String> = object["spec"]["audiences"]
@@ -201,7 +210,7 @@ impl Virtual for TokenRequests {
         metadata["creationTimestamp"] = json!(seconds(call.ctx.now));
         object["spec"]["audiences"] = json!(audiences);
         object["status"] = json!({"token": "", "expirationTimestamp": null});
-        let mut expiration = object["spec"]["expirationSeconds"].as_i64().unwrap_or(3600);
+        let mut expiration = object["spec"]["expirationSeconds"].as_i64().unwrap_or(DEFAULT_EXPIRATION_SECONDS);
         check_expiration(expiration)?;
         admit(pipeline, call, name, &mut object).await?;
 
@@ -224,9 +233,10 @@ impl Virtual for TokenRequests {
             expiration_seconds: expiration,
             now: call.ctx.now,
         };
-        let token = self.service_accounts.issue(&claims).map_err(|why| {
-            Status::internal(format!("failed to generate token: {why}"))
-        })?;
+        let token = self
+            .service_accounts
+            .issue(&claims)
+            .map_err(|why| Status::internal(format!("failed to generate token: {why}")))?;
         let expires = call.ctx.now + jiff::SignedDuration::from_secs(expiration);
         object["status"] = json!({"token": token, "expirationTimestamp": seconds(expires)});
         Ok(object)

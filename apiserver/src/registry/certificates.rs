@@ -48,17 +48,7 @@ impl Resource for CertificateSigningRequests {
                 object["status"]["conditions"] = conditions;
                 fill_conditions(ctx, object, old);
             }
-            _ => {
-                // Approval is not the signer's.
-                let is_verdict = |c: &Value| matches!(c["type"].as_str(), Some("Approved" | "Denied"));
-                let list = |o: &Value| o["status"]["conditions"].as_array().cloned().unwrap_or_default();
-                let mut conditions = list(object);
-                conditions.retain(|c| !is_verdict(c));
-                let verdicts: Vec<Value> = list(old).into_iter().filter(is_verdict).collect();
-                conditions.splice(0..0, verdicts);
-                object["status"]["conditions"] = json!(conditions);
-                fill_conditions(ctx, object, old);
-            }
+            _ => fill_conditions(ctx, object, old),
         }
     }
 
@@ -103,24 +93,20 @@ impl Resource for CertificateSigningRequests {
             all.into_iter().filter(|c| c["type"] == kind).collect()
         };
         for kind in FINAL {
+            let quoted = coxswain_api::field::go_quote(kind);
             let (new, before) = (of(object, kind), of(old, kind));
-            let may_add = match kind {
-                "Failed" => subresource != "",
-                _ => subresource == "approval",
+            // The verdict is the approver's alone.
+            let may_change = subresource == "approval" || kind == "Failed";
+            let why = if new.len() < before.len() {
+                "remove"
+            } else if may_change || new == before {
+                continue;
+            } else if new.len() > before.len() {
+                "add"
+            } else {
+                "modify"
             };
-            if new.len() > before.len() && !may_add {
-                let what = if subresource.is_empty() { "update" } else { subresource };
-                let why = format!("updates may not add a condition of type {}", coxswain_api::field::go_quote(kind));
-                let _ = what;
-                errors.push(Error::forbidden(&conditions, why));
-            }
-            if new.len() < before.len() {
-                let quoted = coxswain_api::field::go_quote(kind);
-                errors.push(Error::forbidden(&conditions, format!("updates may not remove a condition of type {quoted}")));
-            } else if new.len() == before.len() && new != before {
-                let quoted = coxswain_api::field::go_quote(kind);
-                errors.push(Error::forbidden(&conditions, format!("updates may not modify a condition of type {quoted}")));
-            }
+            errors.push(Error::forbidden(&conditions, format!("updates may not {why} a condition of type {quoted}")));
         }
         let certificate = &object["status"]["certificate"];
         let before = &old["status"]["certificate"];
@@ -146,7 +132,7 @@ impl Resource for CertificateSigningRequests {
 
     fn reset_fields(&self, subresource: &str) -> Option<&'static [&'static str]> {
         Some(match subresource {
-            "" => &["status"],
+            "" => &["spec", "status"],
             "approval" => &["spec", "status.certificate"],
             _ => &["spec"],
         })
@@ -227,7 +213,10 @@ fn check_certificate(text: &str) -> Result<(), String> {
     let mut any = false;
     while let Ok((next, block)) = x509_parser::pem::parse_x509_pem(rest) {
         if block.label != "CERTIFICATE" {
-            return Err(format!("only CERTIFICATE PEM blocks are allowed, found {}", coxswain_api::field::go_quote(&block.label)));
+            return Err(format!(
+                "only CERTIFICATE PEM blocks are allowed, found {}",
+                coxswain_api::field::go_quote(&block.label)
+            ));
         }
         block.parse_x509().map_err(|e| e.to_string())?;
         any = true;
@@ -244,11 +233,19 @@ fn check_signer_name(signer: &View<'_>, errors: &mut ErrorList) {
         return;
     }
     let Some((domain, rest)) = name.split_once('/').filter(|(_, rest)| !rest.contains('/')) else {
-        errors.push(Error::invalid(path, name, "must be a fully qualified domain and path of the form 'example.com/signer-name'"));
+        errors.push(Error::invalid(
+            path,
+            name,
+            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
+        ));
         return;
     };
     for why in names::dns1123_subdomain(domain, false) {
-        errors.push(Error::invalid(path, domain, format!("validating label {}: {why}", coxswain_api::field::go_quote(domain))));
+        errors.push(Error::invalid(
+            path,
+            domain,
+            format!("validating label {}: {why}", coxswain_api::field::go_quote(domain)),
+        ));
     }
     if !domain.contains('.') {
         errors.push(Error::invalid(path, domain, "should be a domain with at least two segments separated by dots"));

@@ -47,6 +47,7 @@ impl Pipeline {
         metadata::dedup_owner_references(&mut object, &call.ctx.warnings, false);
         if let Some(virtual_create) = virtual_create {
             let admission_options = options.admission_object("CreateOptions");
+            virtual_create.set_defaults(&mut object);
             managed_fields::update(None, &mut object, &super::update::writer(call));
             self.admit(call, Operation::Create, &admission_options, &name, Some(&mut object), None).await?;
             let tree = virtual_create.create(self, call, &name, object).await?;

@@ -221,6 +221,9 @@ pub trait Taken: Send {
 /// run; the implementation validates, and calls [`Pipeline::validate_admission`] before it acts.
 #[async_trait]
 pub trait Virtual: Send + Sync + 'static {
+    /// Fills in what is not given, beyond the defaults that the schema itself states.
+    fn set_defaults(&self, _object: &mut Value) {}
+
     /// `name` is that of the parent for a subresource and empty for a resource. The answer is a tree of the same kind,
     /// or a `Status`.
     async fn create(&self, pipeline: &Pipeline, call: &Call, name: &str, object: Value) -> Result<Value, Status>;

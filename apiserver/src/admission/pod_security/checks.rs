@@ -335,9 +335,10 @@ fn seccomp_baseline(pod: &Pod<'_>) -> Option<Violation> {
     }
     let fine = |v: &str| v == "runtime/default" || v == "docker/default" || v.starts_with("localhost/");
     let mut keys = vec!["seccomp.security.alpha.kubernetes.io/pod".to_owned()];
-    keys.extend(pod.containers().filter_map(|c| {
-        Some(format!("container.seccomp.security.alpha.kubernetes.io/{}", c["name"].as_str()?))
-    }));
+    keys.extend(
+        pod.containers()
+            .filter_map(|c| Some(format!("container.seccomp.security.alpha.kubernetes.io/{}", c["name"].as_str()?))),
+    );
     let bad: BTreeSet<String> = keys
         .into_iter()
         .filter_map(|key| {
@@ -509,28 +510,33 @@ mod tests {
     fn restricted_demands_what_a_plain_pod_does_not_say() {
         let plain = json!({"containers": [{"name": "c"}]});
         assert!(texts(Level::Baseline, None, plain.clone()).is_empty());
-        assert_eq!(texts(Level::Restricted, None, plain), [
-            "allowPrivilegeEscalation != false (container \"c\" must set securityContext.allowPrivilegeEscalation=false)",
-            "unrestricted capabilities (container \"c\" must set securityContext.capabilities.drop=[\"ALL\"])",
-            "runAsNonRoot != true (pod or container \"c\" must set securityContext.runAsNonRoot=true)",
-            "seccompProfile (pod or container \"c\" must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")",
-        ]);
+        assert_eq!(
+            texts(Level::Restricted, None, plain),
+            [
+                "allowPrivilegeEscalation != false (container \"c\" must set securityContext.allowPrivilegeEscalation=false)",
+                "unrestricted capabilities (container \"c\" must set securityContext.capabilities.drop=[\"ALL\"])",
+                "runAsNonRoot != true (pod or container \"c\" must set securityContext.runAsNonRoot=true)",
+                "seccompProfile (pod or container \"c\" must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")",
+            ]
+        );
     }
 
     #[test]
     fn an_older_version_knows_fewer_controls() {
         let probe = json!({"containers": [{"name": "c", "livenessProbe": {"httpGet": {"host": "x", "port": 1}}}]});
         assert!(texts(Level::Baseline, Some(33), probe.clone()).is_empty());
-        assert_eq!(texts(Level::Baseline, None, probe), [
-            "probe or lifecycle host (container \"c\" uses probe or lifecycle host \"x\")",
-        ]);
+        assert_eq!(
+            texts(Level::Baseline, None, probe),
+            ["probe or lifecycle host (container \"c\" uses probe or lifecycle host \"x\")",]
+        );
     }
 
     #[test]
     fn a_restricted_volume_is_reported_once() {
         let pod = json!({"containers": [], "volumes": [{"name": "h", "hostPath": {"path": "/"}}]});
-        assert_eq!(texts(Level::Restricted, None, pod), [
-            "restricted volume types (volume \"h\" uses restricted volume type \"hostPath\")",
-        ]);
+        assert_eq!(
+            texts(Level::Restricted, None, pod),
+            ["restricted volume types (volume \"h\" uses restricted volume type \"hostPath\")",]
+        );
     }
 }
