@@ -122,6 +122,11 @@ impl Resource for CertificateSigningRequests {
         errors
     }
 
+    /// Any name that a path can hold: controllers name requests after what they are for.
+    fn validate_name(&self, _name: &str, _prefix: bool) -> Vec<String> {
+        Vec::new()
+    }
+
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
         vec![("spec.signerName", object["spec"]["signerName"].as_str().unwrap_or_default().to_owned())]
     }
