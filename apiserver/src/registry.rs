@@ -5,8 +5,10 @@
 //! defaults say.
 
 pub mod allocators;
+pub mod apps;
 pub mod authentication;
 pub mod authorization;
+pub mod batch;
 pub mod builtin;
 pub mod certificates;
 pub mod checks;
@@ -20,6 +22,7 @@ pub mod delete;
 pub mod discovery;
 pub mod managed_fields;
 pub mod metadata;
+pub mod networking;
 pub mod options;
 pub mod patch;
 pub mod pipeline;
@@ -33,3 +36,4 @@ pub mod storage;
 pub mod subresources;
 pub mod table;
 pub mod update;
+pub mod workload;

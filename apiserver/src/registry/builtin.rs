@@ -3,7 +3,8 @@
 //! A resource without code of its own is [`Plain`]: a few yes-or-no facts, everything else is the pipeline's.
 
 use super::resource::{MetadataChecks, Propagation, Resource};
-use super::{certificates, coordination, core, discovery, policy, rbac, runtime_class, scheduling, storage};
+use super::{apps, batch, certificates, coordination, core, discovery, networking, policy, rbac, runtime_class, scheduling, storage};
+use coxswain_api::catalogue::ResourceType;
 use coxswain_api::{Value, names};
 use std::sync::Arc;
 
@@ -27,8 +28,8 @@ static HOMES: &[Line] = &[
     ("", "persistentvolumeclaims", home!(PLAIN.returns_object())),
     ("", "persistentvolumes", home!(PLAIN.returns_object().checks_once())),
     ("", "pods", home!(core::pod::Pods)),
-    ("", "podtemplates", home!(PLAIN.generation().returns_object().created_on_update())),
-    ("", "replicationcontrollers", home!(PLAIN.generation().orphans())),
+    ("", "podtemplates", home!(core::pod_template::PodTemplates)),
+    ("", "replicationcontrollers", home!(core::replication_controller::ReplicationControllers)),
     ("", "resourcequotas", home!(core::resource_quota::ResourceQuotas)),
     ("", "secrets", home!(core::secret::Secrets)),
     ("", "serviceaccounts", home!(core::service_account::ServiceAccounts)),
@@ -41,24 +42,24 @@ static HOMES: &[Line] = &[
     ("admissionregistration.k8s.io", "validatingwebhookconfigurations", home!(PLAIN.generation().versioned().checks_once())),
     ("apiextensions.k8s.io", "customresourcedefinitions", home!(PLAIN.generation().versioned())),
     ("apiregistration.k8s.io", "apiservices", home!(PLAIN.versioned())),
-    ("apps", "controllerrevisions", home!(PLAIN)),
-    ("apps", "daemonsets", home!(PLAIN.generation())),
-    ("apps", "deployments", home!(PLAIN.generation())),
-    ("apps", "replicasets", home!(PLAIN.generation())),
-    ("apps", "statefulsets", home!(PLAIN.generation())),
+    ("apps", "controllerrevisions", home!(apps::controller_revision::ControllerRevisions)),
+    ("apps", "daemonsets", home!(apps::daemon_set::DaemonSets)),
+    ("apps", "deployments", home!(apps::deployment::Deployments)),
+    ("apps", "replicasets", home!(apps::replica_set::ReplicaSets)),
+    ("apps", "statefulsets", home!(apps::stateful_set::StatefulSets)),
     ("autoscaling", "horizontalpodautoscalers", home!(PLAIN)),
-    ("batch", "cronjobs", home!(PLAIN.generation())),
-    ("batch", "jobs", home!(PLAIN.generation().orphans())),
+    ("batch", "cronjobs", home!(batch::cron_job::CronJobs)),
+    ("batch", "jobs", home!(batch::job::Jobs)),
     ("certificates.k8s.io", "certificatesigningrequests", home!(certificates::CertificateSigningRequests)),
     ("coordination.k8s.io", "leases", home!(coordination::lease::Leases)),
     ("discovery.k8s.io", "endpointslices", home!(discovery::endpoint_slice::EndpointSlices)),
     ("flowcontrol.apiserver.k8s.io", "flowschemas", home!(PLAIN.generation().checks_once())),
     ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations", home!(PLAIN.generation().checks_once())),
-    ("networking.k8s.io", "ingressclasses", home!(PLAIN.generation())),
-    ("networking.k8s.io", "ingresses", home!(PLAIN.generation())),
-    ("networking.k8s.io", "ipaddresses", home!(PLAIN)),
-    ("networking.k8s.io", "networkpolicies", home!(PLAIN.generation())),
-    ("networking.k8s.io", "servicecidrs", home!(PLAIN)),
+    ("networking.k8s.io", "ingressclasses", home!(networking::IngressClasses)),
+    ("networking.k8s.io", "ingresses", home!(networking::Ingresses)),
+    ("networking.k8s.io", "ipaddresses", home!(networking::IpAddresses)),
+    ("networking.k8s.io", "networkpolicies", home!(networking::NetworkPolicies)),
+    ("networking.k8s.io", "servicecidrs", home!(networking::ServiceCidrs)),
     ("node.k8s.io", "runtimeclasses", home!(runtime_class::RuntimeClasses)),
     ("policy", "poddisruptionbudgets", home!(policy::PodDisruptionBudgets)),
     ("rbac.authorization.k8s.io", "clusterrolebindings", home!(rbac::Binding { namespaced: false })),
@@ -83,6 +84,15 @@ pub fn strategy(group: &str, resource: &str) -> Arc<dyn Resource> {
     match HOMES.binary_search_by(|(g, r, _)| (*g, *r).cmp(&(group, resource))) {
         Ok(at) => (HOMES[at].2)(),
         Err(_) => Arc::new(PLAIN),
+    }
+}
+
+/// The warning that every request for a deprecated kind earns, whatever comes of it.
+pub fn deprecation(ty: &ResourceType) -> Option<&'static str> {
+    match (&*ty.group_version.group, &*ty.plural) {
+        ("", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
+        _ => None,
     }
 }
 
@@ -140,7 +150,6 @@ impl Plain {
         self.repeats = false;
         self
     }
-
 }
 
 impl Resource for Plain {

@@ -1,0 +1,138 @@
+//! NetworkPolicy: which traffic a pod may send and receive.
+
+use crate::registry::checks::{self, SelectorLeniency};
+use crate::registry::defaults::{child_mut, set_default};
+use crate::registry::resource::Resource;
+use crate::request::Context;
+use coxswain_api::field::{Error, ErrorList, View};
+use coxswain_api::names::{self, ip};
+use coxswain_api::{Value, json};
+
+pub struct NetworkPolicies;
+
+impl Resource for NetworkPolicies {
+    fn set_defaults(&self, object: &mut Value) {
+        let spec = child_mut(object, "spec");
+        if View::root(spec).child("policyTypes").is_empty() {
+            // A policy with egress rules means them; ingress is always meant.
+            let has_egress = !View::root(spec).child("egress").is_empty();
+            spec["policyTypes"] = if has_egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+        }
+        for direction in ["ingress", "egress"] {
+            let rules = spec.get_mut(direction).and_then(Value::as_array_mut);
+            for rule in rules.into_iter().flatten() {
+                let ports = rule.get_mut("ports").and_then(Value::as_array_mut);
+                ports.into_iter().flatten().for_each(|port| set_default(port, "protocol", || json!("TCP")));
+            }
+        }
+    }
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let (spec, mut errors) = (View::root(object).child("spec"), ErrorList::new());
+        checks::label_selector(&spec.child("podSelector"), SelectorLeniency::default(), &mut errors);
+        for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
+            for rule in spec.child(direction).items() {
+                rule.child("ports").items().for_each(|p| port(&p, &mut errors));
+                rule.child(peers).items().for_each(|p| peer(&p, &mut errors));
+            }
+        }
+        let types = spec.child("policyTypes");
+        if types.len() > 2 {
+            errors.push(Error::invalid(types.path(), &types, "may not specify more than two policyTypes"));
+            return errors;
+        }
+        types.items().for_each(|t| checks::supported_value(&t, &["Ingress", "Egress"], &mut errors));
+        errors
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+}
+
+fn port(port: &View<'_>, errors: &mut ErrorList) {
+    let protocol = port.child("protocol");
+    if protocol.exists() {
+        checks::supported_value(&protocol, &["TCP", "UDP", "SCTP"], errors);
+    }
+    let (number, end) = (port.child("port"), port.child("endPort"));
+    if let Some(n) = number.opt_i64() {
+        for why in names::port_number(n) {
+            errors.push(Error::invalid(number.path(), n, why));
+        }
+        if let Some(last) = end.opt_i64() {
+            if last < n {
+                // Upstream shows the port, not the end port.
+                errors.push(Error::invalid(end.path(), n, "must be greater than or equal to `port`"));
+            }
+            for why in names::port_number(last) {
+                errors.push(Error::invalid(end.path(), last, why));
+            }
+        }
+        return;
+    }
+    if number.exists() {
+        checks::all(&number, names::port_name(number.str()), errors);
+    }
+    if end.exists() {
+        let why = if number.exists() {
+            "may not be specified when `port` is non-numeric"
+        } else {
+            "may not be specified when `port` is not specified"
+        };
+        errors.push(Error::invalid(end.path(), end.i64(), why));
+    }
+}
+
+fn peer(peer: &View<'_>, errors: &mut ErrorList) {
+    let mut peers = 0;
+    for name in ["podSelector", "namespaceSelector"] {
+        let selector = peer.child(name);
+        if selector.exists() {
+            peers += 1;
+            checks::label_selector(&selector, SelectorLeniency::default(), errors);
+        }
+    }
+    let block = peer.child("ipBlock");
+    if block.exists() {
+        peers += 1;
+        ip_block(&block, errors);
+    }
+    if peers == 0 {
+        errors.push(Error::required(peer.path(), "must specify a peer"));
+    } else if peers > 1 && block.exists() {
+        errors.push(Error::forbidden(peer.path(), "may not specify both ipBlock and another peer"));
+    }
+}
+
+fn ip_block(block: &View<'_>, errors: &mut ErrorList) {
+    let cidr = block.child("cidr");
+    if cidr.is_empty() {
+        errors.push(Error::required(cidr.path(), ""));
+        return;
+    }
+    let wrong = ip::check_cidr_legacy(cidr.path(), cidr.str(), false, &[]);
+    if !wrong.is_empty() {
+        errors.extend(wrong);
+        return;
+    }
+    let outer: Option<ipnet::IpNet> = parse(cidr.str());
+    for except in block.child("except").items() {
+        let wrong = ip::check_cidr_legacy(except.path(), except.str(), false, &[]);
+        if !wrong.is_empty() {
+            errors.extend(wrong);
+            continue;
+        }
+        let inner: Option<ipnet::IpNet> = parse(except.str());
+        let strict = matches!((outer, inner), (Some(o), Some(i)) if o.contains(&i) && o.prefix_len() < i.prefix_len());
+        if !strict {
+            errors.push(Error::invalid(except.path(), except.str(), "must be a strict subset of `cidr`"));
+        }
+    }
+}
+
+/// A CIDR as Go's lenient parser takes it: leading zeros are allowed.
+fn parse(text: &str) -> Option<ipnet::IpNet> {
+    let (address, bits) = ip::parse_cidr_sloppy(text)?;
+    ipnet::IpNet::new(address.ip, bits).ok()
+}
