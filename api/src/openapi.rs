@@ -41,6 +41,14 @@ pub struct Served {
     pub custom: Arc<BTreeMap<String, Value>>,
 }
 
+/// The documentation of fields, each given as the short name of its type (`core.v1.PodSpec`) and its JSON name.
+pub fn field_descriptions(fields: &[(&str, &str)]) -> Vec<Option<String>> {
+    let _held = descriptions::hold();
+    let schemas = crate::schema::builtin();
+    let described = |(owner, field): &(&str, &str)| descriptions::of_field(&schemas.short(owner)?.name, field);
+    fields.iter().map(described).collect()
+}
+
 impl Source {
     /// The paths of all version 3 documents, sorted, relative to `/openapi/v3/`.
     pub fn v3_paths(&self) -> Vec<String> {

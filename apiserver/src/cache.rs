@@ -15,8 +15,8 @@ pub use feed::Feed;
 use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::Arc;
-pub use watchers::{Scope, Watch};
 use watchers::Watchers;
+pub use watchers::{Scope, Watch};
 
 /// Key to object, in key order.
 pub type Objects = imbl::OrdMap<Arc<str>, Arc<Object>>;

@@ -61,8 +61,9 @@ impl Front {
             if target.is_kubelet { Status::internal(e) } else { Status::unavailable(message) }
         };
         let stream = self.dialer.dial(&target).await.map_err(|e| failed(&e))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake::<_, RequestBody>(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, RequestBody>(TokioIo::new(stream))
+            .await
+            .map_err(|e| failed(&e))?;
         let connection = tokio::spawn(async move { connection.with_upgrades().await });
 
         let mut request = Request::new(incoming.take_body());

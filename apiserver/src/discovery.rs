@@ -173,6 +173,11 @@ pub fn version_priority(version: &str) -> (u8, u64, u64, std::cmp::Reverse<Strin
     }
 }
 
+/// Every served version, in the order of discovery.
+pub fn versions(index: &Index) -> Vec<GroupVersion> {
+    groups(index).into_iter().flat_map(|g| g.versions).collect()
+}
+
 fn of_version<'a>(index: &'a Index, version: &GroupVersion) -> impl Iterator<Item = &'a Arc<Served>> {
     index.versions.get(&(version.group.clone(), version.version.clone())).into_iter().flat_map(|r| r.values())
 }
@@ -235,11 +240,8 @@ pub fn group_list(resources: &Resources) -> Value {
 }
 
 fn group_tree(group: &Group) -> Value {
-    let versions: Vec<Value> = group
-        .versions
-        .iter()
-        .map(|v| json!({"groupVersion": v.api_version(), "version": &*v.version}))
-        .collect();
+    let versions: Vec<Value> =
+        group.versions.iter().map(|v| json!({"groupVersion": v.api_version(), "version": &*v.version})).collect();
     json!({"name": &*group.name, "versions": versions, "preferredVersion": versions.first()})
 }
 

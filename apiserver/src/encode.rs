@@ -318,16 +318,56 @@ impl Encoder {
         }
     }
 
+    /// A row of a table. `tree` is in the version that is served, the cells are made of the one that is stored.
     fn row(&self, tree: &Value, version: &str) -> Result<Value, Status> {
-        let cells = table::cells(&self.served, tree, self.now);
+        let cells = if self.served.is_hub() || self.served.store.is_none() {
+            table::cells(&self.served, tree, self.now)
+        } else {
+            table::cells(&self.served, &crate::convert::to_hub(&self.served, tree.clone())?, self.now)
+        };
+        Ok(self.row_of(cells, table::row_conditions(&self.served.ty.kind, tree), tree, version))
+    }
+
+    fn row_of(&self, cells: Vec<Value>, conditions: Option<Value>, tree: &Value, version: &str) -> Value {
         let mut row = Map::new();
         row.insert("cells".into(), Value::Array(cells));
+        if let Some(conditions) = conditions {
+            row.insert("conditions".into(), conditions);
+        }
         match self.include {
             Include::Metadata => row.insert("object".into(), partial_tree(tree, version)),
             Include::Object => row.insert("object".into(), tree.clone()),
             Include::None => row.insert("object".into(), Value::Null),
         };
-        Ok(Value::Object(row))
+        Value::Object(row)
+    }
+
+    /// The answer that carries a tree of another kind than the resource's: a scale, a review, a `Status`.
+    pub fn other_tree(&self, tree: &Value, code: StatusCode) -> Result<Answer, Status> {
+        let text = |field: &str| tree.get(field).and_then(Value::as_str).unwrap_or_default();
+        let (api_version, kind) = (text("apiVersion"), text("kind"));
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        let plain = kind == "Status";
+        let bytes = match self.accepted.shape {
+            Shape::Table(version) if !plain => match table::cells_of(group, kind, tree, self.now) {
+                Some(cells) => {
+                    let columns = table::definitions_of(group, kind).unwrap_or_default();
+                    let row = self.row_of(cells, None, tree, version);
+                    let meta = match tree.pointer("/metadata/resourceVersion") {
+                        Some(revision) => json!({"resourceVersion": revision}),
+                        None => json!({}),
+                    };
+                    let table = json!({
+                        "kind": "Table", "apiVersion": version, "metadata": meta, "columnDefinitions": columns, "rows": [row],
+                    });
+                    self.meta(&table, "Table")?
+                }
+                None => crate::convert::any_document(tree, self.accepted)?,
+            },
+            Shape::Partial(version) if !plain => self.meta(&partial_tree(tree, version), "PartialObjectMetadata")?,
+            _ => crate::convert::any_document(tree, self.accepted)?,
+        };
+        Ok(answer(code, self.accepted.media.content_type(), bytes))
     }
 
     fn table(&self, version: &str, meta: Value, rows: Vec<Value>, headers: bool) -> Value {

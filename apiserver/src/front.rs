@@ -95,7 +95,8 @@ impl Incoming {
     pub async fn read_body(&mut self) -> Result<Bytes, Status> {
         let body = http_body_util::Limited::new(self.take_body(), BODY_MAX);
         // Named as a boxed future: the compiler loses sight of its being `Send` otherwise.
-        let collected: BoxFuture<'static, Result<http_body_util::Collected<Bytes>, BoxError>> = Box::pin(body.collect());
+        let collected: BoxFuture<'static, Result<http_body_util::Collected<Bytes>, BoxError>> =
+            Box::pin(body.collect());
         match collected.await {
             Ok(collected) => Ok(collected.to_bytes()),
             Err(e) if e.is::<http_body_util::LengthLimitError>() => {

@@ -162,6 +162,21 @@ impl Health {
         text(StatusCode::OK, format!("{out}{endpoint} check passed\n"))
     }
 
+    /// The state of every check as metrics (upstream: `component-base/metrics/prometheus/slis`).
+    pub async fn indicators(&self) -> String {
+        use std::fmt::Write;
+        let name = "kubernetes_healthcheck";
+        let mut out =
+            format!("# HELP {name} [STABLE] This metric records the result of all healthchecks.\n# TYPE {name} gauge\n");
+        for endpoint in ["healthz", "livez", "readyz"] {
+            for check in Self::checks(endpoint) {
+                let value = i32::from(self.check(&check).await.is_ok());
+                let _ = writeln!(out, "{name}{{name=\"{check}\",type=\"{endpoint}\"}} {value}");
+            }
+        }
+        out
+    }
+
     /// The paths of all checks, for the root document.
     pub fn paths() -> Vec<String> {
         let mut paths = Vec::new();

@@ -167,7 +167,10 @@ mod tests {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
         assert_eq!(of(table), Ok((Media::Json, Shape::Table("meta.k8s.io/v1"))));
         assert_eq!(of("application/json;q=0.5, application/yaml"), Ok((Media::Yaml, Shape::Object)));
-        assert_eq!(of("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io, */*"), Ok((Media::Json, Shape::Object)));
+        assert_eq!(
+            of("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io, */*"),
+            Ok((Media::Json, Shape::Object))
+        );
         assert!(of("text/csv").unwrap_err().starts_with("406: Not Acceptable"));
         assert!(of("application/json;as=Foo;v=v1;g=meta.k8s.io").unwrap_err().starts_with("only the following"));
     }

@@ -15,8 +15,8 @@ use crate::front::service::InProcess;
 use crate::front::{Caller, Front};
 use crate::health::Health;
 use crate::objects::Objects;
-use crate::registry::builtin;
 use crate::registry::allocators::ServiceNetwork;
+use crate::registry::builtin;
 use crate::registry::pipeline::Pipeline;
 use crate::request::User;
 use crate::resources::{Index, Resources, Served};
@@ -102,18 +102,14 @@ impl Server {
         let shared: Arc<dyn Objects> = objects.clone();
         let authentication = Arc::new(Authentication::new(&config.authentication, shared.clone())?);
         let authorization = Arc::new(Authorization::new(&config.authorization, shared.clone()));
-        let virtuals = crate::registry::authorization::virtuals(&authentication, &authorization, &shared);
+        let mut virtuals = crate::registry::authorization::virtuals(&authentication, &authorization, &shared);
+        virtuals.extend(crate::registry::subresources::virtuals());
         let plugins = admission::chain(&config.admission, shared.clone(), authorization.clone())?;
         let (stop, shutdown) = tokio::sync::watch::channel(false);
         let network = ServiceNetwork::parse(&config.service_cluster_ip_range, config.service_node_port_range)
             .map_err(StartError::Other)?;
-        let pipeline = Pipeline {
-            resources: resources.clone(),
-            plugins,
-            authorization: authorization.clone(),
-            virtuals,
-            network,
-        };
+        let pipeline =
+            Pipeline { resources: resources.clone(), plugins, authorization: authorization.clone(), virtuals, network };
         let public_address = std::net::SocketAddr::new(config.advertise_address, config.secure_port).to_string();
         let front = Arc::new(Front {
             resources: resources.clone(),

@@ -177,9 +177,7 @@ impl Store {
 /// What a client sees of a failure of the store.
 pub fn storage_status(error: Error) -> Status {
     match error {
-        Error::Compacted { .. } => {
-            Status::expired("The provided resource version is too old and has been compacted.")
-        }
+        Error::Compacted { .. } => Status::expired("The provided resource version is too old and has been compacted."),
         other => Status::internal(other),
     }
 }

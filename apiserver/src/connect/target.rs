@@ -194,7 +194,9 @@ async fn service(front: &Front, incoming: &Incoming) -> Result<Target, Status> {
     let (scheme, name, port) = split_name(&info.name)?;
     let found = get(front, "services", &info.namespace, &name).await?;
     let port_name = service_port_name(&found, &name, &port)?;
-    let none = || Status::unavailable(format!("no endpoints available for service {}", coxswain_api::field::go_quote(&info.name)));
+    let none = || {
+        Status::unavailable(format!("no endpoints available for service {}", coxswain_api::field::go_quote(&info.name)))
+    };
     let endpoints = get(front, "endpoints", &info.namespace, &name).await.map_err(|_| none())?;
     let mut ready: Vec<(String, u16)> = Vec::new();
     for subset in View::root(&endpoints).child("subsets").items() {
@@ -230,9 +232,8 @@ fn container(pod: &Value, asked: &str) -> Result<String, Status> {
     let view = View::root(pod);
     let spec = view.child("spec");
     let name = view.child("metadata").child("name").str();
-    let names = |field: &'static str| -> Vec<&str> {
-        spec.child(field).items().map(|c| c.child("name").str()).collect()
-    };
+    let names =
+        |field: &'static str| -> Vec<&str> { spec.child(field).items().map(|c| c.child("name").str()).collect() };
     let (main, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
     if !asked.is_empty() {
         if main.iter().chain(&init).chain(&ephemeral).any(|n| *n == asked) {

@@ -2,14 +2,14 @@
 //! Deprecated, read-only and stored nowhere.
 
 use super::{Front, Incoming};
-use crate::connect::target::Target;
 use crate::connect::empty_body;
+use crate::connect::target::Target;
 use crate::encode::Encoder;
 use crate::respond::Answer;
 use coxswain_api::{Map, Status, Value, json};
 use http::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -28,6 +28,10 @@ impl Front {
                 self.health.serve(endpoint, one, query).await
             }
             ["version"] => self.reads(&incoming, crate::version::info),
+            ["metrics", "slis"] => {
+                let content_type = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
+                answer(StatusCode::OK, content_type, self.health.indicators().await)
+            }
             ["metrics"] => {
                 let content_type = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
                 answer(StatusCode::OK, content_type, self.metrics.render(&self.resources))
@@ -70,7 +74,7 @@ impl Front {
     fn paths(&self) -> Vec<String> {
         let mut paths = discovery::paths(&self.resources);
         paths.extend(Health::paths());
-        let others = ["/metrics", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/version"];
+        let others = ["/metrics", "/metrics/slis", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/version"];
         paths.extend(others.map(String::from));
         if self.issuer().is_some() {
             paths.extend(["/.well-known/openid-configuration", "/openid/v1/jwks"].map(String::from));

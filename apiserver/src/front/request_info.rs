@@ -10,7 +10,8 @@ const NAMESPACE_SUBRESOURCES: [&str; 2] = ["status", "finalize"];
 
 /// `Err`: the path is one of a special verb that names nothing.
 pub fn parse(method: &Method, path: &str, query: &Query) -> Result<RequestInfo, String> {
-    let mut info = RequestInfo { path: path.to_owned(), verb: method.as_str().to_lowercase(), ..RequestInfo::default() };
+    let mut info =
+        RequestInfo { path: path.to_owned(), verb: method.as_str().to_lowercase(), ..RequestInfo::default() };
     let trimmed = path.trim_matches('/');
     let all: Vec<&str> = if trimmed.is_empty() { Vec::new() } else { trimmed.split('/').collect() };
     let mut parts = all.as_slice();
@@ -110,11 +111,11 @@ mod tests {
         assert_eq!(of(Method::GET, "/api/v1/namespaces"), "list /v1 ns= namespaces   ");
         assert_eq!(of(Method::GET, "/api/v1/namespaces/a"), "get /v1 ns=a namespaces a  ");
         assert_eq!(of(Method::PUT, "/api/v1/namespaces/a/finalize"), "update /v1 ns=a namespaces a finalize ");
-        assert_eq!(of(Method::GET, "/apis/apps/v1/namespaces/a/deployments?watch=1"), "watch apps/v1 ns=a deployments   ");
         assert_eq!(
-            of(Method::GET, "/api/v1/namespaces/a/pods/p/proxy/x/y"),
-            "get /v1 ns=a pods p proxy x,y"
+            of(Method::GET, "/apis/apps/v1/namespaces/a/deployments?watch=1"),
+            "watch apps/v1 ns=a deployments   "
         );
+        assert_eq!(of(Method::GET, "/api/v1/namespaces/a/pods/p/proxy/x/y"), "get /v1 ns=a pods p proxy x,y");
         assert_eq!(of(Method::GET, "/api/v1/watch/namespaces/a/pods/p"), "watch /v1 ns=a pods p  ");
         assert_eq!(of(Method::DELETE, "/api/v1/nodes"), "deletecollection /v1 ns= nodes   ");
         assert_eq!(of(Method::GET, "/api/v1/pods?fieldSelector=metadata.name%3Dx"), "list /v1 ns= pods x  ");

@@ -4,7 +4,7 @@
 use super::{Front, Incoming, NotCompressed};
 use crate::encode::Encoder;
 use crate::list::{self, ListOptions};
-use crate::negotiate::{self, Media, Shape};
+use crate::negotiate;
 use crate::registry::pipeline::{Call, Content};
 use crate::registry::scale;
 use crate::resources::Served;
@@ -25,6 +25,9 @@ impl Front {
             return refusal(&Status::page_not_found(), accepted);
         };
         drop(index);
+        if let Some(text) = crate::registry::builtin::deprecation(&served.ty) {
+            incoming.ctx.warnings.add(text);
+        }
         let action = match action(&served, &incoming) {
             Ok(action) => action,
             Err(status) => return refusal(&status, accepted),
@@ -94,12 +97,7 @@ impl Front {
         if kind == &*ty.kind && version == ty.group_version.api_version() {
             return encoder.tree_answer(tree, code);
         }
-        let mut accepted = encoder.accepted;
-        if accepted.media == Media::Json && matches!(accepted.shape, Shape::Table(_)) && kind != "Status" {
-            accepted.shape = Shape::Object;
-        }
-        let bytes = crate::convert::any_document(&tree, accepted)?;
-        Ok(respond::answer(code, accepted.media.content_type(), bytes))
+        encoder.other_tree(&tree, code)
     }
 }
 
@@ -122,6 +120,8 @@ fn action(served: &Served, incoming: &Incoming) -> Result<Action, Status> {
     let no_such_path = (ty.namespaced && named && !in_namespace)
         || (!ty.namespaced && in_namespace && !is_namespace)
         || (info.verb == "proxy")
+        // What can only be created has no objects with paths of their own.
+        || (named && info.subresource.is_empty() && !["get", "update", "patch", "delete"].iter().any(|v| ty.allows(v)))
         || (!info.rest.is_empty() && info.subresource != "proxy");
     if no_such_path {
         return Err(Status::page_not_found());

@@ -1,76 +1,169 @@
 //! Tables: what kubectl prints (upstream: `pkg/printers/internalversion`).
 //!
 //! A printer is a list of columns and a function from an object to its cells. Kinds without a printer of their own here
-//! print what their [`Resource`](super::resource::Resource) says, by default name and age.
+//! print what their [`Resource`](super::resource::Resource) says, by default name and time of creation.
+
+mod cells;
+mod cluster;
+mod core;
+mod network;
+mod policy;
+mod storage;
+mod workloads;
 
 use super::resource::Column;
 use crate::resources::Served;
-use coxswain_api::{Value, json};
+use coxswain_api::catalogue::GroupVersion;
+use coxswain_api::field::View;
+use coxswain_api::{Map, Value, json};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
 /// How one kind is printed.
 pub struct Printer {
-    pub columns: &'static [Col],
-    /// One cell for each column, from the object in the hub version.
-    pub cells: fn(&Value, jiff::Timestamp) -> Vec<Value>,
+    group: &'static str,
+    kind: &'static str,
+    columns: &'static [Col],
+    /// One cell for each column, from the object in the version it is stored in.
+    cells: fn(View<'_>, jiff::Timestamp) -> Vec<Value>,
 }
 
-/// A column: name, type, format, description and priority (0 is shown always, 1 with `-o wide`).
+/// A column: name, type, format, description and priority (0 is shown always, 1 with `-o wide`). A description `@Type.field`
+/// is that of the field.
 pub struct Col(pub &'static str, pub &'static str, pub &'static str, pub &'static str, pub i32);
 
-/// The printer of a built-in kind.
-fn printer(served: &Served) -> Option<&'static Printer> {
-    let _ = served;
-    None
+const NAME: Col = Col("Name", "string", "name", "@meta.v1.ObjectMeta.name", 0);
+const AGE: Col = Col("Age", "string", "", "@meta.v1.ObjectMeta.creationTimestamp", 0);
+const CREATED: Col = Col("Created At", "date", "", "@meta.v1.ObjectMeta.creationTimestamp", 0);
+const CONTAINERS: Col = Col("Containers", "string", "", "Names of each container in the template.", 1);
+const IMAGES: Col = Col("Images", "string", "", "Images referenced by each container in the template.", 1);
+
+const fn text(name: &'static str, description: &'static str) -> Col {
+    Col(name, "string", "", description, 0)
+}
+const fn number(name: &'static str, description: &'static str) -> Col {
+    Col(name, "integer", "", description, 0)
+}
+const fn truth(name: &'static str, description: &'static str) -> Col {
+    Col(name, "boolean", "", description, 0)
+}
+const fn wide(name: &'static str, description: &'static str) -> Col {
+    Col(name, "string", "", description, 1)
 }
 
-/// `columnDefinitions`.
+/// Every printer by group and kind.
+static PRINTERS: LazyLock<HashMap<(&'static str, &'static str), &'static Printer>> = LazyLock::new(|| {
+    [core::PRINTERS, workloads::PRINTERS, network::PRINTERS, policy::PRINTERS, storage::PRINTERS, cluster::PRINTERS]
+        .into_iter()
+        .flatten()
+        .map(|p| ((p.group, p.kind), p))
+        .collect()
+});
+
+fn printer(group: &str, kind: &str) -> Option<&'static Printer> {
+    // Both groups serve the same events.
+    let group = if group == "events.k8s.io" { "" } else { group };
+    PRINTERS.get(&(group, kind)).copied()
+}
+
+/// `columnDefinitions` of a resource.
 pub fn definitions(served: &Served) -> Value {
-    let definition = |name: &str, kind: &str, format: &str, description: &str, priority: i32| {
-        json!({"name": name, "type": kind, "format": format, "description": description, "priority": priority})
-    };
-    Value::Array(match printer(served) {
-        Some(printer) => printer.columns.iter().map(|c| definition(c.0, c.1, c.2, c.3, c.4)).collect(),
-        None => {
-            let columns = served.strategy.columns();
-            columns.iter().map(|c| definition(c.name, c.kind, c.format, c.description, c.priority)).collect()
-        }
-    })
+    if served.custom {
+        return Value::Array(served.strategy.columns().iter().map(definition_of_column).collect());
+    }
+    definitions_of(&served.ty.group_version.group, &served.ty.kind)
+        .unwrap_or_else(|| Value::Array(served.strategy.columns().iter().map(definition_of_column).collect()))
 }
 
-pub fn cells(served: &Served, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
-    match printer(served) {
-        Some(printer) => (printer.cells)(object, now),
-        None => served.strategy.cells(object, now),
+fn definition_of_column(c: &Column) -> Value {
+    let description = match c.description.strip_prefix('@') {
+        Some(_) => described(&[c.description]).remove(0),
+        None => c.description.to_owned(),
+    };
+    json!({"name": c.name, "type": c.kind, "format": c.format, "description": description, "priority": c.priority})
+}
+
+/// `columnDefinitions` of a built-in kind, made once.
+pub fn definitions_of(group: &str, kind: &str) -> Option<Value> {
+    static MADE: LazyLock<parking_lot::Mutex<HashMap<(&'static str, &'static str), Arc<Value>>>> =
+        LazyLock::new(Default::default);
+    let printer = printer(group, kind)?;
+    let key = (printer.group, printer.kind);
+    if let Some(made) = MADE.lock().get(&key) {
+        return Some(Value::clone(made));
     }
+    let descriptions = described(&printer.columns.iter().map(|c| c.3).collect::<Vec<_>>());
+    let columns = printer.columns.iter().zip(descriptions).map(|(Col(name, kind, format, _, priority), description)| {
+        json!({"name": name, "type": kind, "format": format, "description": description, "priority": priority})
+    });
+    let made = Value::Array(columns.collect());
+    MADE.lock().insert(key, Arc::new(made.clone()));
+    Some(made)
+}
+
+/// Replaces `@Type.field` by what the documentation says of the field.
+fn described(texts: &[&str]) -> Vec<String> {
+    let fields: Vec<(&str, &str)> = texts.iter().filter_map(|t| t.strip_prefix('@')?.rsplit_once('.')).collect();
+    let mut found = coxswain_api::openapi::field_descriptions(&fields).into_iter();
+    texts
+        .iter()
+        .map(|text| match text.strip_prefix('@') {
+            Some(_) => found.next().flatten().unwrap_or_default(),
+            None => (*text).to_owned(),
+        })
+        .collect()
+}
+
+/// The cells of an object, which is in the version that is stored.
+pub fn cells(served: &Served, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+    if served.custom {
+        return served.strategy.cells(object, now);
+    }
+    cells_of(&served.ty.group_version.group, &served.ty.kind, object, now)
+        .unwrap_or_else(|| served.strategy.cells(object, now))
+}
+
+/// The cells of an object of a built-in kind.
+pub fn cells_of(group: &str, kind: &str, object: &Value, now: jiff::Timestamp) -> Option<Vec<Value>> {
+    let printer = printer(group, kind)?;
+    if kind == "HorizontalPodAutoscaler" {
+        // Metrics other than of the processor are only there in the later version.
+        let mut object = object.clone();
+        let version = GroupVersion { group: "autoscaling".into(), version: "v2".into() };
+        coxswain_api::conversion::convert(&mut object, &version);
+        return Some((printer.cells)(View::root(&object), now));
+    }
+    Some((printer.cells)(View::root(object), now))
+}
+
+/// What a row says beside its cells: pods that have ended.
+pub fn row_conditions(kind: &str, object: &Value) -> Option<Value> {
+    if kind != "Pod" {
+        return None;
+    }
+    let (reason, message) = match object.pointer("/status/phase").and_then(Value::as_str)? {
+        "Succeeded" => ("Succeeded", "The pod has completed successfully."),
+        "Failed" => ("Failed", "The pod failed."),
+        _ => return None,
+    };
+    Some(json!([{"type": "Completed", "status": "True", "reason": reason, "message": message}]))
 }
 
 impl Column {
     /// The columns of a resource that has none of its own.
     pub fn name_and_age() -> Vec<Column> {
-        vec![
-            Column { name: "Name", kind: "string", format: "name", description: NAME, priority: 0 },
-            Column { name: "Created At", kind: "date", format: "", description: CREATED_AT, priority: 0 },
-        ]
+        let column =
+            |Col(name, kind, format, description, priority): Col| Column { name, kind, format, description, priority };
+        vec![column(NAME), column(CREATED)]
     }
 }
 
-/// The description of every column of names.
-pub const NAME: &str = "Name must be unique within a namespace. Is required when creating resources, although some \
-     resources may allow a client to request the generation of an appropriate name automatically. Name is primarily \
-     intended for creation idempotence and configuration definition. Cannot be updated. More info: \
-     https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
-
-/// The description of every column of ages.
-pub const CREATED_AT: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not \
-     guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in \
-     RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: \
-     https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
-
 /// The cells for [`Column::name_and_age`].
 pub fn name_and_age(object: &Value, _now: jiff::Timestamp) -> Vec<Value> {
-    let metadata = |field: &str| object.get("metadata").and_then(|m| m.get(field)).cloned();
+    let none = Map::new();
+    let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&none);
     vec![
-        metadata("name").unwrap_or_else(|| "".into()),
-        metadata("creationTimestamp").unwrap_or_else(|| "<unknown>".into()),
+        metadata.get("name").cloned().unwrap_or_else(|| "".into()),
+        metadata.get("creationTimestamp").cloned().unwrap_or_else(|| "<unknown>".into()),
     ]
 }

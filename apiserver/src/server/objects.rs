@@ -27,7 +27,13 @@ impl ServerObjects {
         let _ = self.front.set(Arc::downgrade(front));
     }
 
-    fn select(&self, group: &str, resource: &str, namespace: Option<&str>, keep: impl Fn(&crate::store::Object) -> bool) -> Vec<Arc<Value>> {
+    fn select(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: Option<&str>,
+        keep: impl Fn(&crate::store::Object) -> bool,
+    ) -> Vec<Arc<Value>> {
         let Some(store) = self.resources.store(group, resource) else { return Vec::new() };
         let prefix = match namespace {
             Some(namespace) => format!("{}{namespace}/", store.prefix()),
@@ -75,7 +81,9 @@ impl Objects for ServerObjects {
             return self.select(group, resource, namespace, |object| object.field(field) == value);
         }
         let mut all = self.list(group, resource, namespace);
-        all.retain(|o| field.split('.').fold(Some(&**o), |at, key| at?.get(key)).and_then(Value::as_str) == Some(value));
+        all.retain(|o| {
+            field.split('.').fold(Some(&**o), |at, key| at?.get(key)).and_then(Value::as_str) == Some(value)
+        });
         all
     }
 

@@ -103,9 +103,7 @@ impl Object {
     /// The `metadata` with its braces.
     pub fn metadata_json(&self) -> &[u8] {
         let json = self.json();
-        metadata_open(json)
-            .and_then(|open| Some(&json[open..skip_value(json, open)?]))
-            .unwrap_or(b"{}")
+        metadata_open(json).and_then(|open| Some(&json[open..skip_value(json, open)?])).unwrap_or(b"{}")
     }
 
     /// The object as an item of a list: without its kind, which the list names.
