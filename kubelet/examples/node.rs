@@ -1,4 +1,5 @@
-//! Runs one kubelet against a cluster: `node KUBECONFIG NAME ROOT [CRI-SOCKET]`; without a socket the node is hollow.
+//! Runs one kubelet against a cluster: `node KUBECONFIG NAME ROOT [CRI-SOCKET [CONFIG.json]]`; without a
+//! socket the node is hollow.
 
 use coxswain_kubelet::{Config, CriClient, HollowRuntime, Runtime, run};
 use std::sync::Arc;
@@ -14,6 +15,9 @@ async fn main() -> anyhow::Result<()> {
     };
     let client = coxswain_client::connect::from_kubeconfig(kubeconfig.as_ref())?;
     let mut config = Config::new(name);
+    if let Some(file) = rest.get(1) {
+        config.settings = serde_json::from_slice(&std::fs::read(file)?)?;
+    }
     config.root_dir = root.into();
     config.cert_dir = config.root_dir.join("pki");
     config.container_log_links_dir = None;
