@@ -33,6 +33,7 @@ pub(super) enum Deleted {
 impl Pipeline {
     pub(super) async fn delete(&self, call: &Call) -> Result<Reply, Status> {
         let options = decode::delete_options(call)?;
+        warn_of_open_propagation(call, &options);
         let (deleted, gone) = self.delete_object(call, call.name(), &options).await?;
         // Asked to wait for dependents by the old flag: accepted, not done.
         let code = if !gone && options.orphan_dependents == Some(false) { 202 } else { 200 };
@@ -185,6 +186,7 @@ impl Pipeline {
     pub(super) async fn delete_collection(&self, call: &Call) -> Result<Reply, Status> {
         let list = crate::list::ListOptions::of_query(&call.query, &call.ctx.info, &call.served)?;
         let options = decode::delete_options(call)?;
+        warn_of_open_propagation(call, &options);
         let page = crate::list::page(call.store(), &list).await?;
         for object in &page.objects {
             // A collection over all namespaces deletes each object in its own.
@@ -212,9 +214,17 @@ fn raise_generation(tree: &mut Value, old: &Value) {
     }
 }
 
+fn warn_of_open_propagation(call: &Call, options: &DeleteOptions) {
+    let open = options.propagation_policy.is_none() && options.orphan_dependents.is_none();
+    if let Some(warning) = call.strategy().open_propagation_warning().filter(|_| open) {
+        call.ctx.warnings.add(warning);
+    }
+}
+
 fn check_preconditions(call: &Call, name: &str, options: &DeleteOptions, old: &Value) -> Result<(), Status> {
     let kind = &call.hub().kind;
-    let conflict = |why: String| Err(Status::conflict(call.group(), kind, name, &why));
+    let group = &call.hub().group_version.group;
+    let conflict = |why: String| Err(Status::conflict(group, kind, name, &why));
     let (uid, version) = (metadata::text(old, "uid"), metadata::text(old, "resourceVersion"));
     if let Some(wanted) = options.uid.as_deref().filter(|w| *w != uid) {
         return conflict(format!(

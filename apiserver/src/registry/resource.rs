@@ -83,9 +83,19 @@ pub trait Resource: Send + Sync + 'static {
         Propagation::Background
     }
 
+    /// A sentence for a `Warning` header of a deletion that leaves the propagation policy open.
+    fn open_propagation_warning(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Whether deletion answers with the object that was deleted instead of a `Status`
     /// (upstream: `ReturnDeletedObject`).
     fn returns_deleted_object(&self) -> bool {
+        false
+    }
+
+    /// Whether [`Resource::validate`] checks the metadata of a new object itself.
+    fn validates_metadata(&self) -> bool {
         false
     }
 

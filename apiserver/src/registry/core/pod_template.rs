@@ -1,0 +1,53 @@
+//! PodTemplate (upstream: `pkg/registry/core/podtemplate`, `ValidatePodTemplate`).
+
+use super::pod_spec::{self, Options};
+use crate::registry::resource::Resource;
+use crate::registry::workload;
+use crate::request::Context;
+use coxswain_api::Value;
+use coxswain_api::field::{ErrorList, View};
+
+pub struct PodTemplates;
+
+impl Resource for PodTemplates {
+    fn set_defaults(&self, object: &mut Value) {
+        workload::default_template(object);
+    }
+
+    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
+        workload::drop_disabled(object, None, "/template");
+    }
+
+    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
+        workload::drop_disabled(object, Some(old), "/template");
+    }
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        pod_spec::validate_template(&View::root(object).child("template"), &Options::default(), &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let options = Options::of_old(Some(&View::root(old).child("template")), false);
+        pod_spec::validate_template(&View::root(object).child("template"), &options, &mut errors);
+        errors
+    }
+
+    fn warnings(&self, _ctx: &Context, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        pod_spec::for_template(&View::root(object).child("template"))
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn allow_create_on_update(&self) -> bool {
+        true
+    }
+
+    fn returns_deleted_object(&self) -> bool {
+        true
+    }
+}
