@@ -208,14 +208,13 @@ impl Cgroups {
         }
     }
 
-    /// Removes a pod's groups, its containers' included. Processes that are left are killed by the caller first; a group that is still
-    /// busy is left for the next try.
+    /// Removes a pod's groups, its containers' included, and ends processes that outlived their container. A group that is still busy
+    /// is left for the next try.
     pub fn remove_pod(&self, pod: &Pod) -> io::Result<()> {
         if !self.enabled {
             return Ok(());
         }
-        let relative = self.relative(&self.pod_names(pod));
-        self.trees().iter().try_for_each(|tree| remove_tree(&tree.join(&relative)))
+        self.remove_path(&self.relative(&self.pod_names(pod)))
     }
 
     /// Uids of the pods that have groups, and the directories, for cleaning up after pods nobody knows any more.
@@ -239,7 +238,11 @@ impl Cgroups {
     }
 
     pub fn remove_path(&self, relative: &Path) -> io::Result<()> {
-        self.trees().iter().try_for_each(|tree| remove_tree(&tree.join(relative)))
+        self.trees().iter().try_for_each(|tree| {
+            let path = tree.join(relative);
+            kill_processes(&path);
+            remove_tree(&path)
+        })
     }
 
     /// Cumulative CPU nanoseconds and the memory working set, usage and resident set of a pod, of all pods, or of the node.
@@ -312,6 +315,18 @@ fn enable_controllers(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn kill_processes(path: &Path) {
+    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for pid in text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 1) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+    for child in fs::read_dir(path).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|t| t.is_dir()) {
+            kill_processes(&child.path());
+        }
+    }
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {

@@ -436,7 +436,7 @@ async fn status(kubelet: &Kubelet, old: &NodeStatus, listening: Option<u16>) -> 
             os_image: machine.os_image.clone(),
             system_uuid: machine.system_uuid.clone(),
             swap: (machine.swap_bytes > 0)
-                .then(|| k8s_openapi::api::core::v1::NodeSwapStatus { capacity: Some(machine.swap_bytes) }),
+                .then_some(k8s_openapi::api::core::v1::NodeSwapStatus { capacity: Some(machine.swap_bytes) }),
         }),
         images: images(kubelet).await,
         runtime_handlers: handlers,

@@ -79,7 +79,7 @@ fn wake_changed(kubelet: &Kubelet, seen: &Seen) {
 async fn end_orphans(kubelet: &Arc<Kubelet>, seen: &Seen, suspects: &mut HashSet<String>) {
     let unknown: HashSet<String> = seen.keys().filter(|uid| kubelet.handle(uid).is_none()).cloned().collect();
     for uid in unknown.intersection(suspects) {
-        for (id, _) in &seen[uid] {
+        for id in seen[uid].keys() {
             // An id is either a container's or a sandbox's; asking for the wrong one does nothing.
             if let Ok(status) = kubelet.runtime.container_status(id).await {
                 let grace = labels::container_info(&status.annotations).grace_period.unwrap_or(Duration::from_secs(30));
@@ -90,7 +90,7 @@ async fn end_orphans(kubelet: &Arc<Kubelet>, seen: &Seen, suspects: &mut HashSet
                 let _ = kubelet.runtime.remove_container(&id).await;
             }
         }
-        for (id, _) in &seen[uid] {
+        for id in seen[uid].keys() {
             if kubelet.runtime.pod_sandbox_status(id).await.is_ok() {
                 let _ = kubelet.runtime.stop_pod_sandbox(id).await;
                 let _ = kubelet.runtime.remove_pod_sandbox(id).await;

@@ -185,10 +185,10 @@ impl Worker {
 
         let mut plan = actions::compute(&pod, &runtime, &self.handle.probes);
         let mut wait = self.sync_period();
-        if !plan.is_empty() || self.volumes_due() {
-            if let Err(retry) = self.prepare(&pod, &runtime, &plan).await {
-                return Synced::Wait(retry);
-            }
+        if (!plan.is_empty() || self.volumes_due())
+            && let Err(retry) = self.prepare(&pod, &runtime, &plan).await
+        {
+            return Synced::Wait(retry);
         }
         if !self.probing {
             // Whatever runs already is probed, also after a restart of the kubelet.

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 
 /// No container gets less time than this (upstream: `minimumGracePeriodInSeconds`).
 const GRACE_MIN: Duration = Duration::from_secs(2);
-const CLEANUP_RETRY: Duration = Duration::from_millis(500);
+const CLEANUP_RETRY: Duration = Duration::from_millis(100);
+const GROUP_TRIES: usize = 3;
 /// A cleanup that still fails after this is left to the housekeeping.
-const CLEANUP_TRIES: usize = 20;
+const CLEANUP_TRIES: usize = 50;
 
 impl Worker {
     /// Stops whatever runs, then cleans up. Returns when nothing of the pod is left but ended containers and their logs.
@@ -198,9 +199,11 @@ impl Worker {
         if !self.kubelet.runtime.is_real() || self.handle.rejected.load(Ordering::Acquire) {
             return;
         }
-        for _ in 0..CLEANUP_TRIES {
+        for attempt in 0..CLEANUP_TRIES {
             let volumes = volumes::tear_down_all(&self.kubelet.config, pod.uid());
-            let groups = self.kubelet.cgroups.remove_pod(&pod);
+            // A group that stays busy hinders nobody; the housekeeping removes it later.
+            let groups =
+                self.kubelet.cgroups.remove_pod(&pod).or_else(|e| if attempt < GROUP_TRIES { Err(e) } else { Ok(()) });
             match volumes.and(groups) {
                 Ok(()) => return,
                 Err(error) => {

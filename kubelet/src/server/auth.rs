@@ -134,10 +134,8 @@ impl Auth {
         {
             return peer.clone();
         }
-        let review = TokenReview {
-            spec: TokenReviewSpec { token: token.into(), audiences: None },
-            ..Default::default()
-        };
+        let review =
+            TokenReview { spec: TokenReviewSpec { token: token.into(), audiences: None }, ..Default::default() };
         let api: Api<TokenReview> = Api::all(kubelet.client.clone());
         let answer = api.create(&PostParams::default(), &review).await.ok()?;
         let status = answer.status?;

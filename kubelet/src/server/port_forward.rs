@@ -103,14 +103,13 @@ async fn carry_tunnel(socket: Socket, upgraded: spdy::Upgraded) {
     };
     let inward = async {
         while let Some(Ok(message)) = source.next().await {
-            match message {
-                Message::Binary(data) => {
-                    if write.write_all(&data).await.is_err() {
-                        return;
-                    }
-                }
-                Message::Close(_) => return,
-                _ => {}
+            let broken = match message {
+                Message::Binary(data) => write.write_all(&data).await.is_err(),
+                Message::Close(_) => true,
+                _ => false,
+            };
+            if broken {
+                return;
             }
         }
     };

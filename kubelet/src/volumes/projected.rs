@@ -65,9 +65,13 @@ pub(super) fn publish(
     if in_memory {
         mount_tmpfs(&dir, Some(context.memory_capacity))?;
     }
-    fs::set_permissions(&dir, fs::Permissions::from_mode(if context.fs_group().is_some() { 0o2777 } else { 0o1777 }))
-        .map_err(io)?;
     let group = context.fs_group();
+    // As a tmpfs or an emptyDir would be, and below fsGroup inherited by what is made in it.
+    let mode = if in_memory { 0o1777 } else { 0o777 } | if group.is_some() { 0o2000 } else { 0 };
+    if let Some(group) = group {
+        std::os::unix::fs::chown(&dir, None, Some(group as u32)).map_err(io)?;
+    }
+    fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).map_err(io)?;
     atomic_writer::write(&dir, &payload, |fresh| match group {
         Some(group) => ownership::give_to_group(fresh, group, true, false),
         None => Ok(()),
