@@ -207,7 +207,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
     if name.is_empty() {
         errors.push("name part must be non-empty".to_owned());
     } else if name.len() > 63 {
-        errors.push(format!("name part {}", max_len_error(63)));
+        errors.push("name part must be no more than 63 bytes".to_owned());
     }
     if !is_label_key_name(name) {
         errors.push(format!("name part {}", regex_error(MESSAGE, LABEL_KEY, EXAMPLES)));
@@ -219,7 +219,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
 pub fn label_value(text: &str) -> Vec<String> {
     let mut errors = Vec::new();
     if text.len() > 63 {
-        errors.push(max_len_error(63));
+        errors.push("must be no more than 63 bytes".to_owned());
     }
     if !text.is_empty() && !is_label_key_name(text) {
         errors.push(regex_error(

@@ -145,7 +145,10 @@ impl Pipeline {
             }
         }
         strategy.prepare_for_create(&call.ctx, object);
-        let mut errors: ErrorList = metadata::validate_for(strategy, object, call.ty().namespaced);
+        let mut errors = ErrorList::new();
+        if !strategy.validates_metadata() {
+            errors = metadata::validate_for(strategy, object, call.ty().namespaced);
+        }
         errors.extend(strategy.validate(&call.ctx, object));
         if errors.is_empty() {
             errors = metadata::validate(object, call.ty().namespaced, &names::path_segment);

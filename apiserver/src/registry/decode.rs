@@ -45,7 +45,9 @@ pub(super) fn object(call: &Call, options: &WriteOptions, shape: Shape<'_>) -> R
         let version = go_quote(version);
         Status::bad_request(format!("{kind} in version {version} cannot be handled as a {}: {error}", shape.kind))
     };
-    let known = (group, version, kind) == (&shape.version.group, &shape.version.version, shape.kind);
+    // Evictions were served in an older version, which clients still send.
+    let old_eviction = (group, version, kind, shape.kind) == ("policy", "v1beta1", "Eviction", "Eviction");
+    let known = old_eviction || (group, version, kind) == (&shape.version.group, &shape.version.version, shape.kind);
     if !known {
         return Err(wrong_kind(call, group, version, kind, shape, &refused));
     }

@@ -162,8 +162,19 @@ pub fn validate(object: &Value, namespaced: bool, check_name: &dyn Fn(&str, bool
 /// The checks of [`validate`] as a resource makes them: with its own rule for names and, for built-in kinds, the rule that
 /// a finalizer has a domain.
 pub fn validate_for(resource: &dyn Resource, object: &Value, namespaced: bool) -> ErrorList {
-    let mut errors = validate(object, namespaced, &|name, prefix| resource.validate_name(name, prefix));
-    if resource.restricts_finalizers() {
+    let check_name = |name: &str, prefix: bool| resource.validate_name(name, prefix);
+    validate_rules(object, namespaced, &check_name, resource.restricts_finalizers())
+}
+
+/// As [`validate_for`], with the rules given.
+pub fn validate_rules(
+    object: &Value,
+    namespaced: bool,
+    check_name: &dyn Fn(&str, bool) -> Vec<String>,
+    restricts_finalizers: bool,
+) -> ErrorList {
+    let mut errors = validate(object, namespaced, check_name);
+    if restricts_finalizers {
         for finalizer in View::root(object).child("metadata").child("finalizers").items() {
             let name = finalizer.str();
             if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {

@@ -60,6 +60,9 @@ impl Patch {
             let text = e.to_string();
             Status::bad_request(match kind {
                 PatchKind::Strategic => text,
+                PatchKind::Apply if matches!(e, DecodeError::Syntax(_)) => {
+                    format!("error decoding YAML: error converting YAML to JSON: {text}")
+                }
                 _ => format!("error decoding patch: {text}"),
             })
         })?;
@@ -209,6 +212,13 @@ impl Pipeline {
 /// The patched document as upstream's library writes it: what the patch touched has its keys sorted, the rest is as the
 /// encoder wrote it. Only seen in refusals.
 fn shown_document(current: &Value, patched: &Value, shape: Shape<'_>) -> String {
+    let (mut current, mut patched) = (current.clone(), patched.clone());
+    if shape.kind == "Scale" {
+        // The owners of a scale are made up for the write and not part of it.
+        metadata::remove(&mut current, "managedFields");
+        metadata::remove(&mut patched, "managedFields");
+    }
+    let (current, patched) = (&current, &patched);
     let mut encoded = Vec::new();
     codec::json::encode(current, shape.schema, &mut encoded);
     let Ok(raw) = serde_json::from_slice::<Raw>(&encoded) else { return patched.to_string() };

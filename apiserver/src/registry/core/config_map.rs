@@ -21,14 +21,15 @@ impl Resource for ConfigMaps {
                 for why in names::config_map_key(key) {
                     errors.push(Error::invalid(value.path(), key, why));
                 }
-                if other.child_named(key).exists() {
-                    errors.push(Error::invalid(value.path(), key, format!("duplicate of key present in {other_name}")));
+                if other_name == "binaryData" && other.child_named(key).exists() {
+                    errors.push(Error::invalid(value.path(), key, "duplicate of key present in binaryData"));
                 }
                 bytes += if other_name == "data" { base64_len(value.str()) } else { value.len() };
             }
         }
         if bytes > DATA_BYTES_MAX {
-            errors.push(Error::too_long(&Path::new(""), DATA_BYTES_MAX as i64));
+            // The whole object is meant; upstream prints such a path in this way.
+            errors.push(Error { field: "[]".into(), ..Error::too_long(&Path::new(""), DATA_BYTES_MAX as i64) });
         }
         errors
     }

@@ -3,9 +3,9 @@
 use super::address::non_special_ip;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
+use coxswain_api::Value;
 use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::names::{self, ip::check_ip_legacy};
-use coxswain_api::{Value, json};
 
 pub struct Endpoints;
 
@@ -16,12 +16,6 @@ impl Resource for Endpoints {
             if port.get("protocol").and_then(Value::as_str).unwrap_or_default().is_empty() {
                 port["protocol"] = "TCP".into();
             }
-        }
-    }
-
-    fn canonicalize(&self, object: &mut Value) {
-        if let Some(subsets) = object.get("subsets").and_then(Value::as_array) {
-            object["subsets"] = repacked(subsets).into();
         }
     }
 
@@ -116,57 +110,4 @@ fn validate_port(port: &View<'_>, named: bool, errors: &mut ErrorList) {
             errors.push(Error::invalid(app.path(), text, why));
         }
     }
-}
-
-/// Subsets that offer the same ports become one, addresses sorted and each there once; an address that is ready and not
-/// ready for the same ports is not ready.
-fn repacked(subsets: &[Value]) -> Vec<Value> {
-    struct Pack {
-        ports: Vec<Value>,
-        /// Address and whether it is ready.
-        addresses: Vec<(Value, bool)>,
-    }
-    let list = |v: &Value, field: &str| v.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
-    let mut packs: Vec<Pack> = Vec::new();
-    for subset in subsets {
-        let mut ports = list(subset, "ports");
-        ports.dedup();
-        let at = packs.iter().position(|p| p.ports.len() == ports.len() && ports.iter().all(|x| p.ports.contains(x)));
-        let at = at.unwrap_or_else(|| {
-            packs.push(Pack { ports, addresses: Vec::new() });
-            packs.len() - 1
-        });
-        let addresses = &mut packs[at].addresses;
-        for (field, ready) in [("addresses", true), ("notReadyAddresses", false)] {
-            for address in list(subset, field) {
-                match addresses.iter_mut().find(|(a, _)| key_of(a) == key_of(&address)) {
-                    Some((_, was)) => *was &= ready,
-                    None => addresses.push((address, ready)),
-                }
-            }
-        }
-    }
-    let finished = packs.into_iter().map(|mut pack| {
-        pack.addresses.sort_by(|(a, _), (b, _)| key_of(a).cmp(&key_of(b)));
-        let (ready, not_ready): (Vec<_>, Vec<_>) = pack.addresses.into_iter().partition(|(_, ready)| *ready);
-        let mut subset = json!({});
-        for (field, list) in [("addresses", ready), ("notReadyAddresses", not_ready)] {
-            if !list.is_empty() {
-                subset[field] = list.into_iter().map(|(a, _)| a).collect();
-            }
-        }
-        if !pack.ports.is_empty() {
-            subset["ports"] = pack.ports.into();
-        }
-        subset
-    });
-    finished.collect()
-}
-
-/// What tells addresses apart: the IP and the target.
-fn key_of(address: &Value) -> (&str, &str) {
-    (
-        address.get("ip").and_then(Value::as_str).unwrap_or_default(),
-        address.pointer("/targetRef/uid").and_then(Value::as_str).unwrap_or_default(),
-    )
 }

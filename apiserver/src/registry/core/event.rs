@@ -1,6 +1,7 @@
 //! Event (upstream: `pkg/registry/core/event`, `ValidateEventCreate`). One store serves the core group and `events.k8s.io`;
 //! the latter is stricter.
 
+use crate::registry::metadata;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path, View};
@@ -20,6 +21,7 @@ impl Resource for Events {
         if is_core(ctx) {
             return errors;
         }
+        errors.extend(metadata::validate_rules(object, true, &names::dns1123_subdomain, true));
         let root = View::root(object);
         let mut wrong = |field: &'static str, why: String| errors.push(Error::invalid(&Path::new(field), "", why));
         let kind = root.child("type").str();
@@ -82,11 +84,12 @@ impl Resource for Events {
         errors
     }
 
-    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        names::path_segment(name, prefix)
+    /// In the core group only what every name must satisfy holds.
+    fn validates_metadata(&self) -> bool {
+        true
     }
 
-    fn restricts_finalizers(&self) -> bool {
+    fn garbage_collected(&self) -> bool {
         false
     }
 

@@ -1,6 +1,7 @@
 //! LimitRange (upstream: `pkg/registry/core/limitrange`, `ValidateLimitRange`).
 
 use super::quantities::{overcommit_allowed, validate_container_resource_name, validate_resource_name};
+use crate::registry::metadata;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, View};
@@ -20,7 +21,12 @@ impl Resource for LimitRanges {
         }
     }
 
-    fn prepare_for_create(&self, _ctx: &Context, _object: &mut Value) {}
+    /// A nameless limit range is given a name, as it always was.
+    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
+        if metadata::text(object, "name").is_empty() {
+            metadata::set(object, "name", uuid::Uuid::new_v4().to_string());
+        }
+    }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         let mut errors = ErrorList::new();

@@ -117,7 +117,7 @@ impl Resource for Namespaces {
     }
 
     fn selectable_labels(&self) -> &'static [&'static str] {
-        &["name", "status.phase"]
+        &["status.phase"]
     }
 }
 

@@ -30,7 +30,15 @@ impl Resource for Nodes {
         };
     }
 
-    fn prepare_for_update(&self, _ctx: &Context, _object: &mut Value, _old: &Value, _subresource: &str) {}
+    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
+        drop_dynamic_config(object);
+    }
+
+    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
+        if old.pointer("/spec/configSource").is_none() {
+            drop_dynamic_config(object);
+        }
+    }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         let root = View::root(object);
@@ -111,6 +119,15 @@ impl Resource for Nodes {
     }
 }
 
+/// Configuration of kubelets through their nodes is gone.
+fn drop_dynamic_config(object: &mut Value) {
+    for (part, field) in [("spec", "configSource"), ("status", "config")] {
+        if let Some(part) = object.get_mut(part).and_then(Value::as_object_mut) {
+            part.remove(field);
+        }
+    }
+}
+
 fn validate_resources(root: &View<'_>, errors: &mut ErrorList) {
     for list in ["capacity", "allocatable"] {
         let amounts = root.child("status").child(list);
@@ -147,7 +164,15 @@ fn validate_taints(root: &View<'_>, errors: &mut ErrorList) {
             }
         }
         if seen.contains(&(effect, key)) {
-            let mut error = Error::duplicate(&path, &taint);
+            let mut error = Error::duplicate(&path, "");
+            // Upstream shows the Go struct.
+            error.bad_value = Some(format!(
+                r#"{{"Key":{},"Value":{},"Effect":{},"TimeAdded":{}}}"#,
+                json!(key),
+                json!(value),
+                json!(effect),
+                taint.child("timeAdded").value().unwrap_or(&Value::Null)
+            ));
             error.detail = "taints must be unique by key and effect pair".into();
             errors.push(error);
             continue;

@@ -79,7 +79,7 @@ impl Resource for Services {
     fn set_defaults(&self, object: &mut Value) {
         let kind = Spec(object).kind().to_owned();
         let affinity = Spec(object).text("sessionAffinity").to_owned();
-        let external = Spec(object).is_external();
+        let external = !Spec(object).texts("externalIPs").is_empty();
         let health = Spec(object).kind() == "LoadBalancer";
         let spec = spec_mut(object);
         let is_empty = |v: Option<&Value>| v.is_none_or(|v| v.is_null() || v == "");
@@ -111,7 +111,9 @@ impl Resource for Services {
             }
         }
         let kind = if kind.is_empty() { "ClusterIP" } else { &kind };
-        if (external || matches!(kind, "NodePort" | "LoadBalancer")) && is_empty(spec.get("externalTrafficPolicy")) {
+        if ((external && kind == "ClusterIP") || matches!(kind, "NodePort" | "LoadBalancer"))
+            && is_empty(spec.get("externalTrafficPolicy"))
+        {
             spec.insert("externalTrafficPolicy".into(), "Cluster".into());
         }
         if matches!(kind, "NodePort" | "LoadBalancer" | "ClusterIP")

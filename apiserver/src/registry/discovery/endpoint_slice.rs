@@ -1,7 +1,7 @@
 //! EndpointSlice (upstream: `pkg/registry/discovery/endpointslice`, `ValidateEndpointSlice`).
 
 use crate::registry::core::address::non_special_ip;
-use crate::registry::metadata::validate_labels;
+use crate::registry::metadata::{self, validate_labels};
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, View};
@@ -36,6 +36,16 @@ impl Resource for EndpointSlices {
             let list = v.get("endpoints").and_then(Value::as_array);
             list.into_iter().flatten().map(|e| e.get("deprecatedTopology").cloned().unwrap_or_default()).collect()
         };
+        // Labels count too: they tie the slice to its service. What is dropped below counts as well.
+        let differs = |f: &str| object.get(f) != old.get(f);
+        let changed = differs("endpoints")
+            || differs("ports")
+            || differs("addressType")
+            || object.pointer("/metadata/labels") != old.pointer("/metadata/labels");
+        if changed {
+            let generation = metadata::number(old, "generation").unwrap_or(0) + 1;
+            metadata::set(object, "generation", generation);
+        }
         if topologies(object) != topologies(old) {
             drop_topology(object);
         }
@@ -54,11 +64,13 @@ impl Resource for EndpointSlices {
         errors
     }
 
-    fn warnings(&self, _ctx: &Context, object: &Value, _old: Option<&Value>) -> Vec<String> {
+    fn warnings(&self, _ctx: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
         let root = View::root(object);
         let mut list = Vec::new();
         if root.child("addressType").str() == "FQDN" {
-            list.push("spec.addressType: FQDN endpoints are deprecated".to_owned());
+            if old.is_none() {
+                list.push("spec.addressType: FQDN endpoints are deprecated".to_owned());
+            }
         } else {
             for address in root.child("endpoints").items().flat_map(|e| e.child("addresses").items()) {
                 list.extend(ip::warnings_for_ip(address.path(), address.str()));
@@ -71,13 +83,9 @@ impl Resource for EndpointSlices {
         true
     }
 
-    /// Labels count too: they tie the slice to its service.
-    fn spec_changed(&self, object: &Value, old: &Value) -> bool {
-        let differs = |f: &str| object.get(f) != old.get(f);
-        differs("endpoints")
-            || differs("ports")
-            || differs("addressType")
-            || object.pointer("/metadata/labels") != old.pointer("/metadata/labels")
+    /// Counted in `prepare_for_update`, before anything is dropped.
+    fn spec_changed(&self, _object: &Value, _old: &Value) -> bool {
+        false
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {

@@ -1,7 +1,7 @@
 //! What may be wrong with a service (upstream: `ValidateService` and its like in `pkg/apis/core/validation`).
 
-use super::families::family_of;
 use super::Spec;
+use super::families::family_of;
 use crate::registry::core::address::non_special_ip;
 use crate::registry::metadata::validate_labels;
 use coxswain_api::field::{Error, ErrorList, Path, View};
@@ -453,9 +453,7 @@ pub(super) fn warnings(service: &Value) -> Vec<String> {
     let root = View::root(service);
     let hints = "service.kubernetes.io/topology-aware-hints";
     if root.child("metadata").child("annotations").child_named(hints).exists() {
-        list.push(format!(
-            "annotation {hints} is deprecated, please use service.kubernetes.io/topology-mode instead"
-        ));
+        list.push(format!("annotation {hints} is deprecated, please use service.kubernetes.io/topology-mode instead"));
     }
     if s.is_headless() {
         if !s.text("loadBalancerIP").is_empty() {
