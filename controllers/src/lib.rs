@@ -15,9 +15,11 @@ pub mod config;
 pub mod context;
 pub mod table;
 
+mod clusterroleaggregation;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod garbagecollector;
@@ -27,8 +29,12 @@ mod nodeipam;
 mod nodelifecycle;
 mod podgc;
 mod replicaset;
+mod resourcequota;
 mod serviceaccount;
 mod statefulset;
+mod ttl;
+mod ttlafterfinished;
+mod volume;
 
 pub use config::{Config, LeaderElection};
 pub use context::Context;

@@ -1,0 +1,241 @@
+//! Recounts what namespaces use of their quotas, the counterpart of `pkg/controller/resourcequota`. Admission counts up what
+//! is created; deletions, and anything admission got wrong, are found here.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use coxswain_api::quantity::Quantity;
+use coxswain_client::informer::{Change, Reflector, Target};
+use coxswain_client::objects;
+use coxswain_client::{Event, Informer, ObjectKey, Selection, Store, WorkQueue, errors, kube};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::task::AbortHandle;
+
+use crate::Context;
+use crate::common::discovery::{self, Resource};
+use crate::common::drive::{drive, every, feed};
+use crate::common::slim::SlimPod;
+use crate::common::{owners, pods};
+
+mod usage;
+
+const WORKERS: usize = 5;
+
+struct Controller {
+    context: Context,
+    quotas: Store<ResourceQuota>,
+    pods: Store<SlimPod>,
+    services: Store<Service>,
+    claims: Store<PersistentVolumeClaim>,
+    queue: WorkQueue<ObjectKey>,
+    /// Objects of the kinds that some quota counts, by the quota's name for the kind.
+    counters: Mutex<HashMap<String, Counter>>,
+}
+
+struct Counter {
+    task: AbortHandle,
+    /// Names by namespace; `None` until the first list.
+    objects: Arc<Mutex<Option<HashMap<String, BTreeSet<String>>>>>,
+}
+
+#[derive(Deserialize)]
+struct Counted {
+    metadata: ObjectMeta,
+}
+
+pub async fn run(context: Context) {
+    let quotas: Informer<ResourceQuota> = context.informers.informer();
+    let services: Informer<Service> = context.informers.informer();
+    let claims: Informer<PersistentVolumeClaim> = context.informers.informer();
+    let pods = context.pods();
+    tokio::join!(quotas.synced(), services.synced(), claims.synced(), pods.synced());
+    let controller = Arc::new(Controller {
+        quotas: quotas.store(),
+        pods: pods.store(),
+        services: services.store(),
+        claims: claims.store(),
+        queue: WorkQueue::new(),
+        counters: Mutex::default(),
+        context: context.clone(),
+    });
+    let feeds = async {
+        tokio::join!(
+            feed(&quotas, |event| controller.queue.add(ObjectKey::of(event.object().as_ref()))),
+            feed(&pods, |event| {
+                // A pod that ends, or is resized, frees what it used.
+                let relevant = match &event {
+                    Event::Updated { old, new } => {
+                        pods::is_terminated(old) != pods::is_terminated(new) || usage::of_pod(old) != usage::of_pod(new)
+                    }
+                    _ => true,
+                };
+                if relevant {
+                    controller.enqueue_namespace(owners::namespace(&event.object().metadata));
+                }
+            }),
+            feed(&services, |event| controller.enqueue_namespace(owners::namespace(&event.object().metadata))),
+            feed(&claims, |event| controller.enqueue_namespace(owners::namespace(&event.object().metadata))),
+            every(context.config.resource_quota_sync_period, &context.shutdown, || async {
+                for quota in controller.quotas.list() {
+                    controller.queue.add(ObjectKey::of(quota.as_ref()));
+                }
+            }),
+        )
+    };
+    drive(
+        "resource-quota",
+        controller.clone(),
+        controller.queue.clone(),
+        context.workers(WORKERS),
+        context.shutdown.clone(),
+        |controller, key| async move { controller.reconcile(key).await },
+        feeds,
+    )
+    .await;
+    for counter in controller.counters.lock().values() {
+        counter.task.abort();
+    }
+}
+
+impl Controller {
+    fn enqueue_namespace(&self, namespace: &str) {
+        for quota in self.quotas.list_namespace(namespace) {
+            self.queue.add(ObjectKey::of(quota.as_ref()));
+        }
+    }
+
+    async fn reconcile(self: Arc<Self>, key: ObjectKey) -> Result<(), kube::Error> {
+        let Some(quota) = self.quotas.get_key(&key) else { return Ok(()) };
+        let hard = quota.spec.as_ref().and_then(|spec| spec.hard.clone()).unwrap_or_default();
+        let mut used: BTreeMap<String, Quantity> = BTreeMap::new();
+        let scoped: Vec<Arc<SlimPod>> =
+            self.pods.list_namespace(&key.namespace).into_iter().filter(|pod| usage::in_scope(&quota, pod)).collect();
+        for pod in &scoped {
+            add_all(&mut used, usage::of_pod(pod));
+        }
+        if !usage::has_scopes(&quota) {
+            for service in self.services.list_namespace(&key.namespace) {
+                add_all(&mut used, usage::of_service(&service));
+            }
+            for claim in self.claims.list_namespace(&key.namespace) {
+                add_all(&mut used, usage::of_claim(&claim));
+            }
+        }
+        let mut counted: BTreeMap<String, Text> = BTreeMap::new();
+        for (name, limit) in &hard {
+            let quantity = match usage::counted_kind(name) {
+                Some(kind) => {
+                    let Some(count) = self.count(&kind, &key.namespace).await? else {
+                        // The counter has just been started; it enqueues the quota once it knows.
+                        return Ok(());
+                    };
+                    Quantity::new(count as i64, coxswain_api::quantity::Format::DecimalSi)
+                }
+                None => used.get(name).cloned().unwrap_or_else(|| {
+                    let format = Quantity::parse(&limit.0).map(|limit| limit.format());
+                    Quantity::new(0, format.unwrap_or(coxswain_api::quantity::Format::DecimalSi))
+                }),
+            };
+            counted.insert(name.clone(), Text(quantity.to_string()));
+        }
+        let status = ResourceQuotaStatus { hard: Some(hard), used: Some(counted) };
+        if quota.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        let updated = ResourceQuota { status: Some(status), ..quota.as_ref().clone() };
+        errors::ignore_not_found(objects::update_status(&self.context.client, &updated).await).map(drop)
+    }
+
+    /// How many objects of a kind a namespace has; `None` while that is being found out.
+    async fn count(self: &Arc<Self>, kind: &str, namespace: &str) -> Result<Option<usize>, kube::Error> {
+        let known = |controller: &Self| {
+            let counters = controller.counters.lock();
+            counters.get(kind).map(|counter| {
+                let objects = counter.objects.lock();
+                objects.as_ref().map(|objects| objects.get(namespace).map_or(0, BTreeSet::len))
+            })
+        };
+        if let Some(count) = known(self) {
+            return Ok(count);
+        }
+        let found = discovery::discover(&self.context.client).await?;
+        let resource = found.resources.into_iter().find(|resource| resource.group_resource() == kind);
+        // A kind that is not served has no objects.
+        let Some(resource) = resource.filter(|resource| resource.can("watch")) else { return Ok(Some(0)) };
+        let mut counters = self.counters.lock();
+        if !counters.contains_key(kind) {
+            let objects = Arc::new(Mutex::new(None));
+            let task = tokio::spawn(self.clone().watch(resource, objects.clone())).abort_handle();
+            counters.insert(kind.to_owned(), Counter { task, objects });
+        }
+        drop(counters);
+        Ok(known(self).flatten())
+    }
+
+    async fn watch(
+        self: Arc<Self>,
+        resource: Resource,
+        objects: Arc<Mutex<Option<HashMap<String, BTreeSet<String>>>>>,
+    ) {
+        let target = Target { path: resource.path("", ""), selection: Selection::default(), metadata_only: true };
+        let reflector = Reflector::<Counted>::new(self.context.client.clone(), target);
+        reflector
+            .run(|change| {
+                let key = |counted: Counted| {
+                    let key = ObjectKey::of_meta(&counted.metadata);
+                    (key.namespace, key.name)
+                };
+                let mut guard = objects.lock();
+                match change {
+                    Change::Replaced(all) => {
+                        let mut fresh: HashMap<String, BTreeSet<String>> = HashMap::new();
+                        for (namespace, name) in all.into_iter().map(key) {
+                            fresh.entry(namespace).or_default().insert(name);
+                        }
+                        *guard = Some(fresh);
+                        drop(guard);
+                        for quota in self.quotas.list() {
+                            self.queue.add(ObjectKey::of(quota.as_ref()));
+                        }
+                    }
+                    Change::Applied(object) => {
+                        let (namespace, name) = key(object);
+                        let new = guard.get_or_insert_default().entry(namespace.clone()).or_default().insert(name);
+                        drop(guard);
+                        if new {
+                            self.enqueue_namespace(&namespace);
+                        }
+                    }
+                    Change::Deleted(object) => {
+                        let (namespace, name) = key(object);
+                        if let Some(names) = guard.get_or_insert_default().get_mut(&namespace) {
+                            names.remove(&name);
+                        }
+                        drop(guard);
+                        self.enqueue_namespace(&namespace);
+                    }
+                }
+            })
+            .await;
+    }
+}
+
+fn add_all(total: &mut BTreeMap<String, Quantity>, more: BTreeMap<String, Quantity>) {
+    for (name, quantity) in more {
+        match total.get_mut(&name) {
+            Some(present) => present.add(&quantity),
+            None => {
+                total.insert(name, quantity);
+            }
+        }
+    }
+}
+
+/// A pod that is in nobody's way.
+pub(crate) fn is_counted(pod: &Pod) -> bool {
+    !pods::is_terminated(pod)
+}
