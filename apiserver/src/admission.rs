@@ -12,21 +12,25 @@ use coxswain_api::catalogue::ResourceType;
 use coxswain_api::{Status, Value};
 use std::sync::Arc;
 
+mod cel;
 pub mod certificates;
 pub mod default_ingress_class;
 pub mod default_toleration_seconds;
 pub mod escalation;
 pub mod limit_ranger;
+mod matching;
 pub mod namespace_lifecycle;
 pub mod pod_resources;
 pub mod pod_security;
 pub mod pod_topology_labels;
+pub mod policy;
 pub mod priority;
 pub mod resource_quota;
 pub mod runtime_class;
 pub mod service_account;
 pub mod storage;
 pub mod taint_nodes_by_condition;
+pub mod webhook;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -156,6 +160,9 @@ static PLUGINS: &[(&str, bool, Make)] = &[
     ("CertificateSubjectRestriction", true, |_| Arc::new(certificates::CertificateSubjectRestriction)),
     ("DefaultIngressClass", true, |p| Arc::new(default_ingress_class::DefaultIngressClass { objects: p.objects.clone() })),
     ("PodTopologyLabels", true, |p| Arc::new(pod_topology_labels::PodTopologyLabels { objects: p.objects.clone() })),
+    ("MutatingAdmissionWebhook", true, |p| Arc::new(webhook::MutatingAdmissionWebhook::new(p.objects.clone()))),
+    ("ValidatingAdmissionPolicy", true, |p| Arc::new(policy::ValidatingAdmissionPolicy { objects: p.objects.clone() })),
+    ("ValidatingAdmissionWebhook", true, |p| Arc::new(webhook::ValidatingAdmissionWebhook::new(p.objects.clone()))),
     ("ResourceQuota", true, |p| Arc::new(resource_quota::ResourceQuota::new(p.objects.clone()))),
 ];
 

@@ -26,7 +26,7 @@ pub(super) async fn admit(pipeline: &Pipeline, call: &Call, name: &str, object: 
 }
 
 /// A user as `authentication.k8s.io` `UserInfo`.
-pub(super) fn user_info(user: &User) -> Json {
+pub(crate) fn user_info(user: &User) -> Json {
     let mut info = json!({});
     if !user.name.is_empty() {
         info["username"] = json!(user.name);

@@ -1,0 +1,224 @@
+//! ValidatingAdmissionPolicies: rules in CEL, bound to what they are for (upstream: `admission/plugin/policy/validating`).
+
+use super::cel::{Variables, conditions_hold};
+use super::matching::{is_exempt, namespace_of, request, rules_match, selectors_match};
+use super::{Attributes, Operation, Plugin};
+use crate::objects::Objects;
+use async_trait::async_trait;
+use coxswain_api::selector::Selector;
+use coxswain_api::status::Cause;
+use coxswain_api::{Status, Value};
+use std::sync::Arc;
+
+const GROUP: &str = "admissionregistration.k8s.io";
+
+pub struct ValidatingAdmissionPolicy {
+    pub objects: Arc<dyn Objects>,
+}
+
+/// Why a policy says no.
+struct Denial {
+    message: String,
+    /// Of a status, such as `Invalid`.
+    reason: String,
+}
+
+impl ValidatingAdmissionPolicy {
+    async fn matches(&self, criteria: &Value, all_if_empty: bool, attributes: &Attributes<'_>) -> Result<bool, Status> {
+        if rules_match(&criteria["excludeResourceRules"], attributes) {
+            return Ok(false);
+        }
+        let rules = &criteria["resourceRules"];
+        let unbounded = all_if_empty && rules.as_array().is_none_or(Vec::is_empty);
+        if !unbounded && !rules_match(rules, attributes) {
+            return Ok(false);
+        }
+        selectors_match(criteria, attributes, &self.objects).await
+    }
+
+    /// The plural of a kind, built in or custom, and whether it is namespaced.
+    fn resource_of(&self, group: &str, version: &str, kind: &str) -> Option<(String, bool)> {
+        let mut built_in = coxswain_api::catalogue::builtin().resources();
+        let found = built_in
+            .find(|r| &*r.group_version.group == group && &*r.group_version.version == version && &*r.kind == kind);
+        if let Some(resource) = found {
+            return Some((resource.plural.to_string(), resource.namespaced));
+        }
+        let custom = self.objects.list("apiextensions.k8s.io", "customresourcedefinitions", None);
+        let definition = custom.iter().find(|d| d["spec"]["group"] == group && d["spec"]["names"]["kind"] == kind)?;
+        let plural = definition["spec"]["names"]["plural"].as_str()?.to_owned();
+        Some((plural, definition["spec"]["scope"] == "Namespaced"))
+    }
+
+    /// The parameters of a binding: none if the policy takes none.
+    fn params(
+        &self,
+        policy: &Value,
+        binding: &Value,
+        attributes: &Attributes<'_>,
+    ) -> Result<Vec<Option<Arc<Value>>>, String> {
+        let kind = &policy["spec"]["paramKind"];
+        let reference = &binding["spec"]["paramRef"];
+        if !kind.is_object() || !reference.is_object() {
+            return Ok(vec![None]);
+        }
+        let (version, kind) =
+            (kind["apiVersion"].as_str().unwrap_or_default(), kind["kind"].as_str().unwrap_or_default());
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        let unknown = || format!("failed to find resource referenced by paramKind: '{group}/{version}, Kind={kind}'");
+        let (plural, namespaced) = self.resource_of(group, version, kind).ok_or_else(unknown)?;
+        let namespace = match (namespaced, reference["namespace"].as_str()) {
+            (false, _) => "",
+            (true, Some(namespace)) if !namespace.is_empty() => namespace,
+            (true, _) if attributes.namespace.is_empty() => {
+                return Err(
+                    "cannot use namespaced paramRef in policy binding that matches cluster-scoped resources".into()
+                );
+            }
+            (true, _) => attributes.namespace,
+        };
+        let found: Vec<Arc<Value>> = match reference["name"].as_str().filter(|n| !n.is_empty()) {
+            Some(name) => self.objects.get(group, &plural, namespace, name).into_iter().collect(),
+            None => {
+                let selector = Selector::from_label_selector(reference.get("selector"))?;
+                let mut all = self.objects.list(group, &plural, namespaced.then_some(namespace));
+                all.retain(|o| selector.matches_labels(o["metadata"].get("labels")));
+                all
+            }
+        };
+        if found.is_empty() {
+            return match reference["parameterNotFoundAction"].as_str() {
+                Some("Deny") => Err("no params found for policy binding with `Deny` parameterNotFoundAction".into()),
+                _ => Ok(Vec::new()),
+            };
+        }
+        Ok(found.into_iter().map(Some).collect())
+    }
+
+    fn evaluate(&self, policy: &Value, variables: &mut Variables) -> Vec<Denial> {
+        let spec = &policy["spec"];
+        let fails = spec["failurePolicy"] != "Ignore";
+        let error = |message: String| Denial { message, reason: "Invalid".into() };
+        match conditions_hold(&spec["matchConditions"], variables) {
+            Ok(true) => {}
+            Ok(false) => return Vec::new(),
+            Err(why) if fails => return vec![error(why)],
+            Err(_) => return Vec::new(),
+        }
+        // A variable that cannot be computed is an error only for those who use it.
+        for variable in spec["variables"].as_array().into_iter().flatten() {
+            let name = variable["name"].as_str().unwrap_or_default();
+            if let Ok(value) = variables.evaluate(variable["expression"].as_str().unwrap_or_default().trim()) {
+                variables.define(name, value);
+            }
+        }
+        let mut denials = Vec::new();
+        for validation in spec["validations"].as_array().into_iter().flatten() {
+            let expression = validation["expression"].as_str().unwrap_or_default().trim();
+            match variables.is_true(expression) {
+                Ok(true) => {}
+                Ok(false) => {
+                    let reason = validation["reason"].as_str().unwrap_or("Invalid").to_owned();
+                    denials.push(Denial { message: message(validation, expression, variables), reason });
+                }
+                Err(why) if fails => denials.push(error(format!("expression '{expression}' resulted in error: {why}"))),
+                Err(_) => {}
+            }
+        }
+        denials
+    }
+}
+
+/// The message expression if it gives a usable text, else the message, else the expression that failed.
+fn message(validation: &Value, expression: &str, variables: &Variables) -> String {
+    let computed = validation["messageExpression"].as_str().and_then(|e| variables.text(e.trim()).ok());
+    let usable = computed.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty() && !t.contains('\n'));
+    let stated = || validation["message"].as_str().map(|m| m.trim().to_owned()).filter(|m| !m.is_empty());
+    usable.or_else(stated).unwrap_or_else(|| format!("failed expression: {expression}"))
+}
+
+#[async_trait]
+impl Plugin for ValidatingAdmissionPolicy {
+    fn name(&self) -> &'static str {
+        "ValidatingAdmissionPolicy"
+    }
+
+    fn handles(&self, _operation: Operation) -> bool {
+        true
+    }
+
+    async fn validate(&self, attributes: &Attributes<'_>) -> Result<(), Status> {
+        let bindings = self.objects.list(GROUP, "validatingadmissionpolicybindings", None);
+        if bindings.is_empty() || is_exempt(attributes) {
+            return Ok(());
+        }
+        for policy in self.objects.list(GROUP, "validatingadmissionpolicies", None) {
+            let name = policy["metadata"]["name"].as_str().unwrap_or_default();
+            let bound: Vec<_> = bindings.iter().filter(|b| b["spec"]["policyName"] == name).collect();
+            if bound.is_empty() || !self.matches(&policy["spec"]["matchConstraints"], false, attributes).await? {
+                continue;
+            }
+            let namespace = namespace_of(attributes, &self.objects).await?;
+            for binding in bound {
+                if !self.matches(&binding["spec"]["matchResources"], true, attributes).await? {
+                    continue;
+                }
+                let denials = match self.params(&policy, binding, attributes) {
+                    Err(why) if policy["spec"]["failurePolicy"] == "Ignore" => {
+                        tracing::debug!(policy = name, %why, "a policy is ignored");
+                        continue;
+                    }
+                    Err(why) => {
+                        let message = format!("failed to configure binding: {why}");
+                        vec![Denial { message, reason: "Invalid".into() }]
+                    }
+                    Ok(params) => {
+                        let mut denials = Vec::new();
+                        for param in params {
+                            let mut variables = Variables::new();
+                            variables.set("object", attributes.new_object());
+                            variables.set("oldObject", attributes.old);
+                            variables.set("request", Some(&request(attributes)));
+                            variables.set("params", param.as_deref());
+                            variables.set("namespaceObject", namespace.as_deref());
+                            denials.extend(self.evaluate(&policy, &mut variables));
+                        }
+                        denials
+                    }
+                };
+                act(attributes, name, binding, denials)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Does what the binding says is to be done about denials.
+fn act(attributes: &Attributes<'_>, policy: &str, binding: &Value, denials: Vec<Denial>) -> Result<(), Status> {
+    let name = binding["metadata"]["name"].as_str().unwrap_or_default();
+    let does =
+        |action: &str| binding["spec"]["validationActions"].as_array().is_some_and(|l| l.iter().any(|a| a == action));
+    if does("Warn") {
+        for denial in &denials {
+            attributes.ctx.warnings.add(format!(
+                "Validation failed for ValidatingAdmissionPolicy '{policy}' with binding '{name}': {}",
+                denial.message
+            ));
+        }
+    }
+    let Some(denial) = denials.into_iter().next().filter(|_| does("Deny")) else { return Ok(()) };
+    let message =
+        format!("ValidatingAdmissionPolicy '{policy}' with binding '{name}' denied request: {}", denial.message);
+    let mut status = attributes.forbidden(&message);
+    status.code = match denial.reason.as_str() {
+        "Forbidden" => 403,
+        "Unauthorized" => 401,
+        "RequestEntityTooLarge" => 413,
+        _ => 422,
+    };
+    status.reason = denial.reason;
+    if let Some(details) = &mut status.details {
+        details.causes.push(Cause { message, ..Cause::default() });
+    }
+    Err(status)
+}
