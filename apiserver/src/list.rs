@@ -197,6 +197,14 @@ fn known_fields(mut selector: FieldSelector, served: &Served) -> Result<FieldSel
             requirement.field = "spec.nodeName".into();
             continue;
         }
+        // Events of the newer group are the same objects, whose fields have other names there.
+        if group == "events.k8s.io" {
+            match event_field(field) {
+                Some(renamed) => requirement.field = renamed.into(),
+                None => return Err(Status::bad_request(format!("field label not supported: {field}"))),
+            }
+            continue;
+        }
         let own = known.contains(&field);
         // The few cluster-wide kinds with selectable fields of their own do not list the namespace among them.
         let common =
@@ -218,6 +226,20 @@ fn known_fields(mut selector: FieldSelector, served: &Served) -> Result<FieldSel
         }));
     }
     Ok(selector)
+}
+
+/// What a field of an event of `events.k8s.io` is called in the core group.
+fn event_field(field: &str) -> Option<String> {
+    match field {
+        "metadata.name" | "metadata.namespace" | "reason" | "type" => Some(field.to_owned()),
+        "reportingController" => Some("reportingComponent".into()),
+        _ => match field.strip_prefix("regarding.")? {
+            part @ ("kind" | "namespace" | "name" | "uid" | "apiVersion" | "resourceVersion" | "fieldPath") => {
+                Some(format!("involvedObject.{part}"))
+            }
+            _ => None,
+        },
+    }
 }
 
 /// A watch of one object by its path.

@@ -25,13 +25,13 @@ impl Front {
             return refusal(&Status::page_not_found(), accepted);
         };
         drop(index);
-        if let Some(text) = crate::registry::builtin::deprecation(&served.ty) {
-            incoming.ctx.warnings.add(text);
-        }
         let action = match action(&served, &incoming) {
             Ok(action) => action,
             Err(status) => return refusal(&status, accepted),
         };
+        if let Some(text) = crate::registry::builtin::deprecation(&served.ty) {
+            incoming.ctx.warnings.add(text);
+        }
         let result = match action {
             Action::Connect => return self.connect(served, incoming).await,
             Action::Read => self.read(&served, &mut incoming).await,

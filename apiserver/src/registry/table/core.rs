@@ -178,6 +178,10 @@ fn node(o: View<'_>, now: Timestamp) -> Vec<Value> {
     let roles: Vec<&str> = roles.into_iter().collect();
     let roles = if roles.is_empty() { NONE.to_owned() } else { roles.join(",") };
     let info = status.child("nodeInfo");
+    let mut kernel = text_or(&info.child("kernelVersion"), UNKNOWN).as_str().unwrap_or_default().to_owned();
+    if !info.child("architecture").is_empty() {
+        kernel = format!("{kernel} ({})", info.child("architecture").str());
+    }
     let address = |kind: &str| -> Value {
         let found = status.child("addresses").items().find(|a| a.child("type").str() == kind);
         found.map_or(NONE, |a| a.child("address").str()).into()
@@ -191,7 +195,7 @@ fn node(o: View<'_>, now: Timestamp) -> Vec<Value> {
         address("InternalIP"),
         address("ExternalIP"),
         text_or(&info.child("osImage"), UNKNOWN),
-        text_or(&info.child("kernelVersion"), UNKNOWN),
+        kernel.into(),
         text_or(&info.child("containerRuntimeVersion"), UNKNOWN),
     ]
 }

@@ -80,12 +80,15 @@ fn endpoint_slice(o: View<'_>, now: Timestamp) -> Vec<Value> {
         .items()
         .map(|p| match (p.child("port").opt_i64(), p.child("name").str()) {
             (Some(port), _) => port.to_string(),
-            (None, "") => "*".to_owned(),
+            (None, _) if !p.child("name").exists() => "*".to_owned(),
             (None, name) => name.to_owned(),
         })
         .collect();
     let addresses: Vec<String> = o.child("endpoints").items().flat_map(|e| strings(&e.child("addresses"))).collect();
-    let shown = |list: &[String]| if list.is_empty() { UNSET.to_owned() } else { some_of(list, 3, ",") };
+    let shown = |list: &[String]| {
+        let text = some_of(list, 3, ",");
+        if text.is_empty() { UNSET.to_owned() } else { text }
+    };
     vec![name(&o), o.child("addressType").str().into(), shown(&ports).into(), shown(&addresses).into(), age(&o, now)]
 }
 
