@@ -207,6 +207,7 @@ impl Resource for Pods {
             "spec.hostNetwork",
             "status.phase",
             "status.podIP",
+            "status.podIPs",
             "status.nominatedNodeName",
         ]
     }
