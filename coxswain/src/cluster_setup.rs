@@ -96,6 +96,16 @@ fn objects(setup: &Setup<'_>) -> Vec<Value> {
                "subjects": [{"apiGroup": rbac, "kind": "User", "name": "system:anonymous"}]}),
     ];
     if let Some(node_ip) = setup.dns_node_ip {
+        let watched = json!([
+            {"apiGroups": [""], "resources": ["services", "pods", "namespaces", "endpoints"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]}
+        ]);
+        list.push(json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole",
+            "metadata": {"name": "coxswain:dns"}, "rules": watched}));
+        list.push(json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding",
+            "metadata": {"name": "coxswain:dns"},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "coxswain:dns"},
+            "subjects": [{"kind": "ServiceAccount", "namespace": "kube-system", "name": "kube-dns"}]}));
         let ports = json!([
             {"name": "dns", "port": DNS_PORT, "protocol": "UDP"}, {"name": "dns-tcp", "port": DNS_PORT, "protocol": "TCP"}
         ]);

@@ -1,12 +1,20 @@
 //! Kubernetes in one binary: `coxswain up` for a whole cluster, or each component under upstream's name, by subcommand or by
 //! the name it is called by.
 
+mod cluster_setup;
 mod components;
+mod containerd;
 mod convert;
 mod flags;
+mod join;
+mod kubeconfig;
 mod logging;
 mod machine;
+mod node;
+mod node_network;
 mod pki;
+mod reset;
+mod up;
 
 use anyhow::Result;
 use clap::Command;
@@ -43,6 +51,10 @@ fn command() -> Command {
         .about("Kubernetes in one binary: a whole cluster with `coxswain up`, or one component under upstream's name")
         .subcommand_required(true)
         .arg_required_else_help(true)
+        .subcommand(up::command())
+        .subcommand(node::join_command())
+        .subcommand(node::print_join_command())
+        .subcommand(reset::command())
         .subcommand(convert::command())
         .subcommand(Command::new("version").about("Prints the version"));
     for component in Component::ALL {
@@ -57,6 +69,10 @@ fn run(matches: &clap::ArgMatches) -> Result<()> {
         return components::run(Flags::new(component, matches.clone()));
     }
     match name {
+        "up" => up::main(matches),
+        "join" => node::join(matches),
+        "join-command" => node::print_join(matches),
+        "reset" => reset::main(matches),
         "convert" => convert::main(matches),
         _ => {
             println!("coxswain {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), coxswain_apiserver::version::GIT_VERSION);

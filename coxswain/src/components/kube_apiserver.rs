@@ -1,5 +1,6 @@
 //! `kube-apiserver`: the API server alone (upstream: `cmd/kube-apiserver`). It runs no controllers.
 
+use super::read;
 use crate::flags::Flags;
 use crate::pki::{Authority, Use};
 use crate::machine::{default_ip, on_signal};
@@ -9,7 +10,6 @@ use coxswain_apiserver::server::listen::tls_config;
 use coxswain_apiserver::server::{Config, Server};
 use coxswain_storage::Storage;
 use coxswain_storage::embedded::{Embedded, Options};
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -163,10 +163,6 @@ fn serving_certificate(flags: &Flags, advertise: IpAddr) -> Result<Arc<rustls::S
     Ok(tls_config(&cert, &key)?)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("reading {}", path.display()))
-}
-
 fn storage(flags: &Flags) -> Result<Arc<dyn Storage>> {
     let default = if flags.is_set("etcd-servers") { "etcd3" } else { "embedded" };
     let backend = flags.get("storage-backend").unwrap_or_else(|| default.into());
@@ -175,7 +171,9 @@ fn storage(flags: &Flags) -> Result<Arc<dyn Storage>> {
             let dir = flags.path("data-dir").context("--data-dir")?;
             let keep = flags.duration("etcd-compaction-interval")?.unwrap_or(Duration::from_secs(300));
             let options = Options { keep_history: keep, ..Options::default() };
-            Ok(Arc::new(Embedded::open(&dir, options)?))
+            // The store's own sentence says it all; its chain of causes would say it twice.
+            let store = Embedded::open(&dir, options).map_err(|e| anyhow::anyhow!("{e}"))?;
+            Ok(Arc::new(store))
         }
         other => bail!("unknown storage backend {other:?}: this release knows embedded"),
     }
