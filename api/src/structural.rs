@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use check::check;
+pub use formats::unrecognized as unrecognized_formats;
 
 /// How deep a schema may nest; deeper parts are as if they were not there.
 const DEPTH_MAX: usize = 128;

@@ -267,9 +267,6 @@ fn structure(schema: &Value, level: Level, path: &Path, errors: &mut ErrorList) 
         ("", Level::Root) => errors.push(Error::required(&type_at, "must not be empty at the root")),
         ("", Level::Field) => errors.push(Error::required(&type_at, "must not be empty for specified object fields")),
         ("", Level::Item) => errors.push(Error::required(&type_at, "must not be empty for specified array items")),
-        _ if int_or_string => {
-            errors.push(Error::invalid(&type_at, ty, "must be empty if x-kubernetes-int-or-string is true"));
-        }
         ("array" | "boolean" | "integer" | "number" | "object" | "string", _) => {}
         _ => {
             let known = ["array", "boolean", "integer", "number", "object", "string"];

@@ -34,6 +34,47 @@ pub(super) fn fits(format: &str, text: &str) -> bool {
     }
 }
 
+/// Adds the formats of strings that nothing is known of, in a schema and all within it.
+pub fn unrecognized(schema: &serde_json::Value, found: &mut Vec<String>) {
+    const KNOWN: [&str; 26] = [
+        "bsonobjectid",
+        "byte",
+        "cidr",
+        "creditcard",
+        "date",
+        "datetime",
+        "duration",
+        "email",
+        "hexcolor",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "isbn",
+        "isbn10",
+        "isbn13",
+        "k8slongname",
+        "k8sshortname",
+        "mac",
+        "password",
+        "rgbcolor",
+        "ssn",
+        "uri",
+        "uuid",
+        "uuid3",
+        "uuid4",
+        "uuid5",
+    ];
+    let format = schema["format"].as_str().unwrap_or_default();
+    if schema["type"] == "string" && !format.is_empty() && !KNOWN.contains(&&*format.replace('-', "")) {
+        found.push(format.to_owned());
+    }
+    match schema {
+        serde_json::Value::Object(map) => map.iter().filter(|(key, _)| *key != "default").for_each(|(_, s)| unrecognized(s, found)),
+        serde_json::Value::Array(items) => items.iter().for_each(|s| unrecognized(s, found)),
+        _ => {}
+    }
+}
+
 fn matches(regex: &Regex, text: &str) -> bool {
     regex.is_match(text)
 }
