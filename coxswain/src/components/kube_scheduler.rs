@@ -4,7 +4,7 @@ use super::connect;
 use crate::flags::Flags;
 use crate::machine::on_signal;
 use anyhow::{Context, Result};
-use coxswain_scheduler::{Config, LeaderElection};
+use coxswain_scheduler::config::{Config, LeaderElection};
 
 pub async fn run(flags: &Flags) -> Result<()> {
     let client = connect(flags)?;
