@@ -260,7 +260,9 @@ impl Encoder {
         head.extend_from_slice(b"\",\"metadata\":{\"resourceVersion\":\"");
         head.extend_from_slice(meta.revision.to_string().as_bytes());
         head.push(b'"');
-        if let Some(token) = &meta.continue_token {
+        // Lists of custom resources always say where they go on, if only with nothing.
+        let empty = (self.served.custom && matches!(items, Items::Objects)).then_some("");
+        if let Some(token) = meta.continue_token.as_deref().or(empty) {
             head.extend_from_slice(b",\"continue\":\"");
             head.extend_from_slice(token.as_bytes());
             head.push(b'"');

@@ -4,7 +4,9 @@
 //! [`builtin`] names the home of every resource that has one; what it does not name behaves as [`resource::Resource`]'s
 //! defaults say.
 
+pub mod admissionregistration;
 pub mod allocators;
+pub mod apiextensions;
 pub mod apps;
 pub mod authentication;
 pub mod authorization;

@@ -2,6 +2,7 @@
 //! (upstream: `kube-apiserver/app/server.go` and `genericapiserver`).
 
 pub mod bootstrap;
+pub mod custom;
 pub mod listen;
 pub mod objects;
 
@@ -90,6 +91,7 @@ pub struct Server {
     stop: tokio::sync::watch::Sender<bool>,
     feed: tokio::task::JoinHandle<()>,
     bootstrap: tokio::task::JoinHandle<()>,
+    custom: tokio::task::JoinHandle<()>,
 }
 
 impl Server {
@@ -110,6 +112,7 @@ impl Server {
             .map_err(StartError::Other)?;
         let pipeline =
             Pipeline { resources: resources.clone(), plugins, authorization: authorization.clone(), virtuals, network };
+        let for_custom = storage.clone();
         let public_address = std::net::SocketAddr::new(config.advertise_address, config.secure_port).to_string();
         let front = Arc::new(Front {
             resources: resources.clone(),
@@ -127,8 +130,9 @@ impl Server {
             shutdown,
         });
         objects.attach(&front);
+        let custom = tokio::spawn(custom::run(front.clone(), objects.clone(), for_custom));
         let bootstrap = tokio::spawn(bootstrap::run(front.clone(), objects.clone(), config));
-        Ok(Server { front, objects, resources, stop, feed: following, bootstrap })
+        Ok(Server { front, objects, resources, stop, feed: following, bootstrap, custom })
     }
 
     /// Waits until everything that every cluster has was created.
@@ -161,6 +165,7 @@ impl Server {
     pub async fn stop(self) {
         let _ = self.stop.send(true);
         self.bootstrap.abort();
+        self.custom.abort();
         // Requests under way still read from the caches for a moment.
         tokio::time::sleep(Duration::from_millis(50)).await;
         self.feed.abort();

@@ -36,6 +36,8 @@ pub struct Store {
     cache: Arc<Cache>,
     /// `/registry/pods/`, with the closing slash.
     prefix: Box<str>,
+    /// Of the hub version.
+    api_version: Box<str>,
 }
 
 impl Store {
@@ -48,7 +50,8 @@ impl Store {
         prefix: impl Into<Box<str>>,
     ) -> Self {
         let cache = Arc::new(Cache::new());
-        Self { hub, strategy, storage, feed, cache, prefix: prefix.into() }
+        let api_version = hub.group_version.api_version().into();
+        Self { api_version, hub, strategy, storage, feed, cache, prefix: prefix.into() }
     }
 
     pub fn prefix(&self) -> &str {
@@ -152,8 +155,14 @@ impl Store {
 
     /// Makes an object of its stored form.
     pub fn parse(&self, entry: Entry) -> Result<Object, Status> {
-        let tree: Value = serde_json::from_slice(&entry.value)
+        let mut tree: Value = serde_json::from_slice(&entry.value)
             .map_err(|e| Status::internal(format!("the stored value of {} cannot be read: {e}", entry.key)))?;
+        // Objects stored before the storage version moved are read as what they now are.
+        if tree.get("apiVersion").and_then(Value::as_str) != Some(&*self.api_version) {
+            coxswain_api::conversion::convert(&mut tree, &self.hub.group_version);
+            let value = object::stored_bytes(&tree, &self.hub.schema);
+            return Ok(Object::of_tree(entry.key, self.prefix.len(), entry.modified, &value, &tree, &*self.strategy));
+        }
         Ok(Object::of_tree(entry.key, self.prefix.len(), entry.modified, &entry.value, &tree, &*self.strategy))
     }
 

@@ -57,7 +57,10 @@ impl Front {
             return Ok(answer);
         }
         let namespace = if served.ty.namespaced { info.namespace.as_str() } else { "" };
-        let object = list::get(store, namespace, &info.name, &incoming.query).await?;
+        let object = list::get(store, namespace, &info.name, &incoming.query).await.map_err(|status| {
+            // Events are stored under another group than the one that may have been asked.
+            if status.is_not_found() { Status::not_found(&info.group, &info.resource, &info.name) } else { status }
+        })?;
         if info.subresource == "scale" && !served.custom {
             let tree = scale::of_object(&encoder.tree(&object)?);
             return self.other_tree(&encoder, tree, StatusCode::OK);
@@ -131,7 +134,13 @@ fn action(served: &Served, incoming: &Incoming) -> Result<Action, Status> {
         Status::new(405, "MethodNotAllowed", message).with_details(Default::default())
     };
     if !info.subresource.is_empty() {
-        let Some(sub) = ty.subresource(&info.subresource) else { return Err(Status::page_not_found()) };
+        let Some(sub) = ty.subresource(&info.subresource) else {
+            // Custom resources know all subresource names, and those not switched on as missing objects.
+            return Err(match info.subresource.as_str() {
+                "status" | "scale" if served.custom => Status::not_found(&info.group, &info.resource, &info.name),
+                _ => Status::page_not_found(),
+            });
+        };
         let connect = matches!(
             (&*info.resource, &*info.subresource),
             ("pods", "exec" | "attach" | "portforward" | "proxy" | "log") | ("nodes" | "services", "proxy")

@@ -2,10 +2,10 @@
 //!
 //! A resource without code of its own is [`Plain`]: a few yes-or-no facts, everything else is the pipeline's.
 
-use super::resource::{MetadataChecks, Propagation, Resource};
-use super::{apps, batch, certificates, coordination, core, discovery, networking, policy, rbac, runtime_class, scheduling, storage};
+use super::resource::{MetadataChecks, Resource};
+use super::{admissionregistration, apiextensions, apps, batch, certificates, coordination, core, discovery, networking, policy, rbac, runtime_class, scheduling, storage};
 use coxswain_api::catalogue::ResourceType;
-use coxswain_api::{Value, names};
+use coxswain_api::names;
 use std::sync::Arc;
 
 /// Group, resource, home.
@@ -25,8 +25,8 @@ static HOMES: &[Line] = &[
     ("", "limitranges", home!(core::limit_range::LimitRanges)),
     ("", "namespaces", home!(core::namespace::Namespaces)),
     ("", "nodes", home!(core::node::Nodes)),
-    ("", "persistentvolumeclaims", home!(PLAIN.returns_object())),
-    ("", "persistentvolumes", home!(PLAIN.returns_object().checks_once())),
+    ("", "persistentvolumeclaims", home!(core::persistent_volume_claim::PersistentVolumeClaims)),
+    ("", "persistentvolumes", home!(core::persistent_volume::PersistentVolumes)),
     ("", "pods", home!(core::pod::Pods)),
     ("", "podtemplates", home!(core::pod_template::PodTemplates)),
     ("", "replicationcontrollers", home!(core::replication_controller::ReplicationControllers)),
@@ -34,13 +34,13 @@ static HOMES: &[Line] = &[
     ("", "secrets", home!(core::secret::Secrets)),
     ("", "serviceaccounts", home!(core::service_account::ServiceAccounts)),
     ("", "services", home!(core::service::Services)),
-    ("admissionregistration.k8s.io", "mutatingadmissionpolicies", home!(PLAIN.generation().versioned().checks_once())),
-    ("admissionregistration.k8s.io", "mutatingadmissionpolicybindings", home!(PLAIN.generation().versioned().checks_once())),
-    ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", home!(PLAIN.generation().versioned().checks_once())),
-    ("admissionregistration.k8s.io", "validatingadmissionpolicies", home!(PLAIN.generation().versioned().checks_once())),
-    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", home!(PLAIN.generation().versioned().checks_once())),
-    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", home!(PLAIN.generation().versioned().checks_once())),
-    ("apiextensions.k8s.io", "customresourcedefinitions", home!(PLAIN.generation().versioned())),
+    ("admissionregistration.k8s.io", "mutatingadmissionpolicies", home!(admissionregistration::policies::Policies { mutating: true })),
+    ("admissionregistration.k8s.io", "mutatingadmissionpolicybindings", home!(admissionregistration::policies::Bindings { mutating: true })),
+    ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", home!(admissionregistration::webhooks::WebhookConfigurations { mutating: true })),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicies", home!(admissionregistration::policies::Policies { mutating: false })),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", home!(admissionregistration::policies::Bindings { mutating: false })),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", home!(admissionregistration::webhooks::WebhookConfigurations { mutating: false })),
+    ("apiextensions.k8s.io", "customresourcedefinitions", home!(apiextensions::definition::CustomResourceDefinitions)),
     ("apiregistration.k8s.io", "apiservices", home!(PLAIN.versioned())),
     ("apps", "controllerrevisions", home!(apps::controller_revision::ControllerRevisions)),
     ("apps", "daemonsets", home!(apps::daemon_set::DaemonSets)),
@@ -103,7 +103,6 @@ pub struct Plain {
     create_on_update: bool,
     unconditional_update: bool,
     returns_deleted: bool,
-    orphan: bool,
     repeats: bool,
     name: fn(&str, bool) -> Vec<String>,
 }
@@ -114,7 +113,6 @@ pub const PLAIN: Plain = Plain {
     create_on_update: false,
     unconditional_update: true,
     returns_deleted: false,
-    orphan: false,
     repeats: true,
     name: names::dns1123_subdomain,
 };
@@ -138,11 +136,6 @@ impl Plain {
 
     const fn returns_object(mut self) -> Self {
         self.returns_deleted = true;
-        self
-    }
-
-    const fn orphans(mut self) -> Self {
-        self.orphan = true;
         self
     }
 
@@ -171,10 +164,6 @@ impl Resource for Plain {
 
     fn returns_deleted_object(&self) -> bool {
         self.returns_deleted
-    }
-
-    fn default_propagation(&self, _object: &Value) -> Propagation {
-        if self.orphan { Propagation::Orphan } else { Propagation::Background }
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {

@@ -51,7 +51,7 @@ pub(super) fn object(call: &Call, options: &WriteOptions, shape: Shape<'_>) -> R
     if !known {
         return Err(wrong_kind(call, group, version, kind, shape, &refused));
     }
-    let decoded = typed(body, format, shape.schema).map_err(|e| match e {
+    let decoded = of_shape(call, body, format, shape).map_err(|e| match e {
         DecodeError::Syntax(_) => unrecognized(&e),
         DecodeError::Value(_) => refused(&e),
     })?;
@@ -169,6 +169,19 @@ fn typed(body: &[u8], format: Format, schema: &StructRef) -> Result<Decoded, Dec
         Format::Yaml => codec::yaml::decode(body, schema),
         Format::Protobuf => codec::protobuf::decode(&codec::protobuf::open(body)?, schema),
         _ => codec::json::decode(body, schema),
+    }
+}
+
+/// A body of the shape of this call: custom resources are read as they are and pruned by their own schema.
+fn of_shape(call: &Call, body: &[u8], format: Format, shape: Shape<'_>) -> Result<Decoded, DecodeError> {
+    match call.strategy().structural().filter(|_| call.is_whole()) {
+        Some(structural) => {
+            let mut decoded = untyped(body, format)?;
+            let unknown = structural.prune(&mut decoded.value)?;
+            decoded.strict_errors.extend(unknown.into_iter().map(|path| format!("unknown field {}", go_quote(&path))));
+            Ok(decoded)
+        }
+        None => typed(body, format, shape.schema),
     }
 }
 

@@ -8,11 +8,18 @@ use crate::registry::pipeline::{Call, Pipeline};
 use crate::request::Context;
 use async_trait::async_trait;
 use coxswain_api::field::ErrorList;
+use coxswain_api::structural::Structural;
 use coxswain_api::{Status, Value};
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// One resource, erased: built-in kinds and custom resources alike.
 pub trait Resource: Send + Sync + 'static {
+    /// The schema by which objects are pruned; none for built-in kinds, whose schema the decoder knows.
+    fn structural(&self) -> Option<&Structural> {
+        None
+    }
+
     /// Fills in what is not given, beyond the defaults that the schema itself states. Also applied to what is read from
     /// storage, so it must not depend on anything but the object (upstream: `SetDefaults_…`).
     fn set_defaults(&self, _object: &mut Value) {}
@@ -248,11 +255,11 @@ pub enum Propagation {
 /// A column of a Table (upstream: `metav1.TableColumnDefinition`).
 #[derive(Clone, Debug)]
 pub struct Column {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// `string`, `integer`, `number`, `boolean` or `date`.
-    pub kind: &'static str,
-    pub format: &'static str,
-    pub description: &'static str,
+    pub kind: Cow<'static, str>,
+    pub format: Cow<'static, str>,
+    pub description: Cow<'static, str>,
     /// 0 is shown always, 1 with `-o wide`.
     pub priority: i32,
 }

@@ -76,10 +76,7 @@ pub fn definitions(served: &Served) -> Value {
 }
 
 fn definition_of_column(c: &Column) -> Value {
-    let description = match c.description.strip_prefix('@') {
-        Some(_) => described(&[c.description]).remove(0),
-        None => c.description.to_owned(),
-    };
+    let description = described(&[&c.description]).remove(0);
     json!({"name": c.name, "type": c.kind, "format": c.format, "description": description, "priority": c.priority})
 }
 
@@ -136,6 +133,12 @@ pub fn cells_of(group: &str, kind: &str, object: &Value, now: jiff::Timestamp) -
     Some((printer.cells)(View::root(object), now))
 }
 
+/// How long ago a time in text was.
+pub fn age_of(time: &str, now: jiff::Timestamp) -> String {
+    let time = Value::from(time);
+    cells::since(&View::root(&time), now)
+}
+
 /// What a row says beside its cells: pods that have ended.
 pub fn row_conditions(kind: &str, object: &Value) -> Option<Value> {
     if kind != "Pod" {
@@ -153,7 +156,13 @@ impl Column {
     /// The columns of a resource that has none of its own.
     pub fn name_and_age() -> Vec<Column> {
         let column =
-            |Col(name, kind, format, description, priority): Col| Column { name, kind, format, description, priority };
+            |Col(name, kind, format, description, priority): Col| Column {
+                name: name.into(),
+                kind: kind.into(),
+                format: format.into(),
+                description: description.into(),
+                priority,
+            };
         vec![column(NAME), column(CREATED)]
     }
 }

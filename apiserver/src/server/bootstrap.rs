@@ -52,7 +52,7 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
     }
 }
 
-async fn send(objects: &dyn Objects, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value), String> {
+pub(super) async fn send(objects: &dyn Objects, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value), String> {
     let request = http::Request::builder()
         .method(method)
         .uri(path)

@@ -1,0 +1,194 @@
+//! A custom resource as one version of its definition describes it (upstream: `pkg/registry/customresource`).
+
+use super::json_path::JsonPath;
+use crate::registry::resource::{Column, Resource};
+use crate::registry::table;
+use crate::request::Context;
+use coxswain_api::field::{Error, ErrorList, Path};
+use coxswain_api::structural::Structural;
+use coxswain_api::{Value, json};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub struct CustomResource {
+    structural: Structural,
+    has_status: bool,
+    columns: Vec<(Column, Option<JsonPath>)>,
+    selectable: Vec<(&'static str, JsonPath)>,
+    labels: &'static [&'static str],
+}
+
+impl CustomResource {
+    /// From one element of `spec.versions`.
+    pub fn new(version: &Value) -> Self {
+        let schema = version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_else(|| {
+            // A version without a schema takes any object.
+            json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+        });
+        let list = |name: &str| version.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
+        let selectable: Vec<(&'static str, JsonPath)> = list("selectableFields")
+            .iter()
+            .filter_map(|f| f.get("jsonPath")?.as_str())
+            .filter_map(|path| Some((interned(path.trim_start_matches('.')), JsonPath::parse(path)?)))
+            .collect();
+        let labels: Vec<&'static str> = selectable.iter().map(|(label, _)| *label).collect();
+        Self {
+            structural: Structural::parse(&schema),
+            has_status: version.pointer("/subresources/status").is_some_and(|s| !s.is_null()),
+            columns: columns(&list("additionalPrinterColumns")),
+            selectable,
+            labels: interned_list(labels),
+        }
+    }
+}
+
+/// Field labels live as long as the process, because objects in the caches name them. There are as many as definitions ever
+/// had, and they come from administrators.
+fn interned(text: &str) -> &'static str {
+    static KNOWN: parking_lot::Mutex<Option<HashMap<String, &'static str>>> = parking_lot::Mutex::new(None);
+    let mut known = KNOWN.lock();
+    let known = known.get_or_insert_default();
+    if let Some(kept) = known.get(text) {
+        return kept;
+    }
+    let kept: &'static str = Box::leak(text.to_owned().into_boxed_str());
+    known.insert(text.to_owned(), kept);
+    kept
+}
+
+fn interned_list(labels: Vec<&'static str>) -> &'static [&'static str] {
+    static KNOWN: parking_lot::Mutex<Vec<&'static [&'static str]>> = parking_lot::Mutex::new(Vec::new());
+    let mut known = KNOWN.lock();
+    if let Some(kept) = known.iter().find(|k| ***k == *labels) {
+        return kept;
+    }
+    let kept: &'static [&'static str] = Box::leak(labels.into_boxed_slice());
+    known.push(kept);
+    kept
+}
+
+fn columns(defined: &[Value]) -> Vec<(Column, Option<JsonPath>)> {
+    let text = |v: &Value, name: &str| v.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name = Column {
+        name: "Name".into(),
+        kind: "string".into(),
+        format: "name".into(),
+        description: "@meta.v1.ObjectMeta.name".into(),
+        priority: 0,
+    };
+    let mut columns = vec![(name, JsonPath::parse(".metadata.name"))];
+    if defined.is_empty() {
+        let age = Column {
+            name: "Age".into(),
+            kind: "date".into(),
+            format: "".into(),
+            description: "@meta.v1.ObjectMeta.creationTimestamp".into(),
+            priority: 0,
+        };
+        columns.push((age, JsonPath::parse(".metadata.creationTimestamp")));
+    }
+    for column in defined {
+        let path = text(column, "jsonPath");
+        let mut description = text(column, "description");
+        if description.is_empty() {
+            description = format!("Custom resource definition column (in JSONPath format): {path}");
+        }
+        let made = Column {
+            name: text(column, "name").into(),
+            kind: text(column, "type").into(),
+            format: text(column, "format").into(),
+            description: description.into(),
+            priority: column.get("priority").and_then(Value::as_i64).unwrap_or(0) as i32,
+        };
+        columns.push((made, JsonPath::parse(&path)));
+    }
+    columns
+}
+
+impl Resource for CustomResource {
+    fn structural(&self) -> Option<&Structural> {
+        Some(&self.structural)
+    }
+
+    fn set_defaults(&self, object: &mut Value) {
+        self.structural.drop_nulls(object);
+    }
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let mut errors = self.structural.validate(object);
+        errors.extend(self.structural.validate_lists(object));
+        errors.extend(self.structural.validate_embedded(object));
+        errors
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    /// Everything but the metadata is the specification, and the status only if it is a subresource.
+    fn spec_changed(&self, object: &Value, old: &Value) -> bool {
+        let members = |tree: &Value| -> Vec<(String, Value)> {
+            let map = tree.as_object().into_iter().flatten();
+            let own = map.filter(|(k, _)| *k != "metadata" && !(self.has_status && *k == "status"));
+            own.map(|(k, v)| (k.clone(), v.clone())).collect()
+        };
+        members(object) != members(old)
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
+    fn restricts_finalizers(&self) -> bool {
+        false
+    }
+
+    fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
+        let text = |value: &Value| match value {
+            Value::String(s) => s.clone(),
+            other => other.to_string(),
+        };
+        self.selectable.iter().map(|(label, path)| (*label, path.find(object).map(text).unwrap_or_default())).collect()
+    }
+
+    fn selectable_labels(&self) -> &'static [&'static str] {
+        self.labels
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        self.columns.iter().map(|(column, _)| column.clone()).collect()
+    }
+
+    fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+        self.columns
+            .iter()
+            .map(|(column, path)| {
+                let found = path.as_ref().and_then(|p| p.find(object)).filter(|v| !v.is_null());
+                found.map_or(Value::Null, |value| cell(&column.kind, value, now))
+            })
+            .collect()
+    }
+}
+
+/// A value as a column of this type shows it; null if it is of another.
+fn cell(kind: &str, value: &Value, now: jiff::Timestamp) -> Value {
+    match (kind, value) {
+        ("integer", Value::Number(n)) => n.as_i64().or_else(|| n.as_f64().map(|f| f as i64)).into(),
+        ("number", Value::Number(n)) => {
+            n.as_f64().map_or(Value::Null, |f| if n.is_i64() { value.clone() } else { f.into() })
+        }
+        ("boolean", Value::Bool(_)) => value.clone(),
+        ("date", Value::String(text)) => table::age_of(text, now).into(),
+        ("string", Value::String(_)) => value.clone(),
+        ("string", other) => other.to_string().into(),
+        _ => Value::Null,
+    }
+}
+
+/// What is wrong with a path that a definition names.
+pub(super) fn check_path(path: &str, at: &Path) -> Option<Error> {
+    JsonPath::parse(path).is_none().then(|| Error::invalid(at, path, "must be a simple json path starting with ."))
+}
+
+/// Kept by whoever serves a definition, so that its versions share it.
+pub type Shared = Arc<CustomResource>;
