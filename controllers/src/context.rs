@@ -7,6 +7,7 @@ use coxswain_client::{Client, Informer, Informers};
 use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 
+use crate::common::discovery;
 use crate::common::slim::SlimPod;
 use crate::config::Config;
 use crate::table::Controller;
@@ -19,6 +20,8 @@ pub struct Context {
     /// Shared by all controllers of the process.
     pub informers: Informers,
     pub recorder: EventRecorder,
+    /// Shared like the informers.
+    pub discovery: Arc<discovery::Cache>,
     pub shutdown: CancellationToken,
 }
 
@@ -26,6 +29,7 @@ impl Context {
     pub fn new(
         config: Arc<Config>,
         informers: Informers,
+        discovery: Arc<discovery::Cache>,
         client: Client,
         controller: &Controller,
         shutdown: CancellationToken,
@@ -38,7 +42,7 @@ impl Context {
             ),
         );
         let recorder = EventRecorder::new(client.clone(), controller.event_source, None);
-        Self { config, client, informers, recorder, shutdown }
+        Self { config, client, informers, recorder, discovery, shutdown }
     }
 
     /// The pods, reduced to what controllers look at and indexed by owner.

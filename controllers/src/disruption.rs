@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::Context;
 use crate::common::drive::{drive, feed};
 use crate::common::slim::SlimPod;
-use crate::common::{discovery, int_or_percent, owners, pods, selector, time};
+use crate::common::{int_or_percent, owners, pods, selector, time};
 
 /// An evicted pod that is still there after this is not going.
 const DISRUPTION_TIMEOUT: Duration = Duration::from_secs(120);
@@ -240,12 +240,11 @@ impl Controller {
             _ => {}
         }
         // Other kinds tell their size through the scale subresource.
-        let found = discovery::discover(&self.context.client).await?;
-        let resource = found
-            .resources
-            .into_iter()
-            .find(|resource| resource.group == group && resource.kind == owner.kind)
-            .ok_or_else(|| kube::Error::Service(format!("found no controllers for kind {:?}", owner.kind).into()))?;
+        let found = self.context.discovery.get(&self.context.client).await?;
+        let resource =
+            found.resources.iter().find(|resource| resource.group == group && resource.kind == owner.kind).ok_or_else(
+                || kube::Error::Service(format!("found no controllers for kind {:?}", owner.kind).into()),
+            )?;
         let path = format!("{}/scale", resource.path(namespace, &owner.name));
         let scale: Result<Value, _> = objects::request(&self.context.client, Method::GET, &path, "", None).await;
         match scale {

@@ -15,6 +15,7 @@ pub mod config;
 pub mod context;
 pub mod table;
 
+mod certificates;
 mod clusterroleaggregation;
 mod cronjob;
 mod daemonset;
@@ -27,6 +28,7 @@ mod job;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
+mod podautoscaler;
 mod podgc;
 mod replicaset;
 mod resourcequota;
@@ -81,13 +83,15 @@ async fn run_controllers(
 ) {
     let config = Arc::new(config);
     let informers = Informers::new(client.clone());
+    let discovery = Arc::<common::discovery::Cache>::default();
     let mut running = tokio::task::JoinSet::new();
     for controller in table::CONTROLLERS {
         if !config.enables(controller) {
             continue;
         }
         let own = identities.as_ref().map_or_else(|| client.clone(), |identities| identities(controller.identity));
-        let context = Context::new(config.clone(), informers.clone(), own, controller, shutdown.clone());
+        let context =
+            Context::new(config.clone(), informers.clone(), discovery.clone(), own, controller, shutdown.clone());
         let name = controller.name;
         running.spawn((controller.start)(context).map(move |()| name));
     }

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::task::AbortHandle;
 
 use crate::Context;
-use crate::common::discovery::{self, Resource};
+use crate::common::discovery::Resource;
 use crate::common::drive::{drive, every, feed};
 use crate::common::slim::SlimPod;
 use crate::common::{owners, pods};
@@ -162,10 +162,10 @@ impl Controller {
         if let Some(count) = known(self) {
             return Ok(count);
         }
-        let found = discovery::discover(&self.context.client).await?;
-        let resource = found.resources.into_iter().find(|resource| resource.group_resource() == kind);
+        let found = self.context.discovery.get(&self.context.client).await?;
+        let resource = found.resources.iter().find(|resource| resource.group_resource() == kind);
         // A kind that is not served has no objects.
-        let Some(resource) = resource.filter(|resource| resource.can("watch")) else { return Ok(Some(0)) };
+        let Some(resource) = resource.filter(|resource| resource.can("watch")).cloned() else { return Ok(Some(0)) };
         let mut counters = self.counters.lock();
         if !counters.contains_key(kind) {
             let objects = Arc::new(Mutex::new(None));

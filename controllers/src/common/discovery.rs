@@ -1,9 +1,16 @@
 //! What the API server serves, for the controllers that work on all kinds.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use coxswain_client::objects::request;
 use coxswain_client::{Client, kube};
 use http::Method;
 use serde::Deserialize;
+use tokio::time::Instant;
+
+/// How long what was found serves.
+const CACHE_TTL: Duration = Duration::from_secs(30);
 
 /// A kind at the server's preferred version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,6 +62,24 @@ impl Resource {
 pub struct Found {
     pub resources: Vec<Resource>,
     pub failed: Vec<String>,
+}
+
+/// What was found a little while ago, for callers that ask often.
+#[derive(Default)]
+pub struct Cache(tokio::sync::Mutex<Option<(Instant, Arc<Found>)>>);
+
+impl Cache {
+    pub async fn get(&self, client: &Client) -> Result<Arc<Found>, kube::Error> {
+        let mut cached = self.0.lock().await;
+        if let Some((at, found)) = &*cached
+            && at.elapsed() < CACHE_TTL
+        {
+            return Ok(found.clone());
+        }
+        let found = Arc::new(discover(client).await?);
+        *cached = Some((Instant::now(), found.clone()));
+        Ok(found)
+    }
 }
 
 #[derive(Deserialize)]

@@ -11,27 +11,40 @@ pub(super) fn format(out: &mut String, text: Option<&str>) {
     let parsed = text.map(parse).unwrap_or_default();
     let _ = write!(
         out,
-        "{{i:(resource.int64Amount){{value:(int64){} scale:(resource.Scale){}}} d:(resource.infDecAmount)\
-         {{Dec:(*inf.Dec)<nil>}} s:(string){} Format:(resource.Format){}}}",
-        parsed.value,
-        parsed.scale,
-        text.unwrap_or_default(),
-        parsed.format
+        "{{i:(resource.int64Amount){{value:(int64){} scale:(resource.Scale){}}} d:(resource.infDecAmount){{Dec:(*inf.Dec)",
+        parsed.value, parsed.scale
     );
+    match &parsed.decimal {
+        None => out.push_str("<nil>"),
+        Some((negative, unscaled)) => {
+            // 64 bits a word, the lowest first.
+            let (low, high) = (*unscaled as u64, (*unscaled >> 64) as u64);
+            let words = if high == 0 { low.to_string() } else { format!("{low} {high}") };
+            let _ = write!(
+                out,
+                "{{unscaled:(big.Int){{neg:(bool){negative} abs:(big.nat)[{words}]}} scale:(inf.Scale){}}}",
+                -NANO
+            );
+        }
+    }
+    let kept = if parsed.keeps_text { text.unwrap_or_default() } else { "" };
+    let _ = write!(out, "}} s:(string){kept} Format:(resource.Format){}}}", parsed.format);
 }
 
 #[derive(Default)]
 struct Parsed {
     value: i64,
     scale: i32,
+    /// Sign and billionths, where the integer form would lose digits.
+    decimal: Option<(bool, u128)>,
+    /// Whether the text is kept because it looks canonical.
+    keeps_text: bool,
     format: &'static str,
 }
 
-/// The integer form. A quantity too precise for it, which upstream keeps as a big decimal, does not occur in canonical
-/// text of ordinary size; its digits are then taken as zero.
 fn parse(text: &str) -> Parsed {
     if text == "0" {
-        return Parsed::default();
+        return Parsed { keeps_text: true, format: "DecimalSI", ..Parsed::default() };
     }
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -41,18 +54,50 @@ fn parse(text: &str) -> Parsed {
     let (number, suffix) = digits.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let whole = whole.trim_start_matches('0');
+    let whole = if whole.is_empty() { "0" } else { whole };
     let Some((format, exponent)) = suffix_of(suffix) else { return Parsed::default() };
-    let value = format!("{whole}{fraction}").parse::<i64>().unwrap_or(0);
-    let signed = |value: i64| if negative { -value } else { value };
+    let shifted = format!("{whole}{fraction}");
+    let length = shifted.len() as i32;
+    let (precision, mantissa, scale) = match format {
+        "BinarySI" if fraction.is_empty() => (15 - length - exponent * 3 / 10 - 1, 1i64 << exponent, 0),
+        "BinarySI" => (-1, 1, 0),
+        _ => (DIGITS_MAX - length, 1, exponent),
+    };
+    let scale = scale - fraction.len() as i32;
+    if precision >= 0
+        && scale >= NANO
+        && let Ok(value) = shifted.parse::<i64>()
+        && let Some(result) = value.checked_mul(mantissa)
+    {
+        let keeps_text = if format == "BinarySI" {
+            value & 7 != 0
+        } else {
+            scale % 3 == 0 && !shifted.ends_with("000") && !shifted.starts_with('0')
+        };
+        let value = if negative { -result } else { result };
+        return Parsed { value, scale, keeps_text, format, decimal: None };
+    }
+    let decimal = billionths(&shifted, fraction.len() as i32, format, exponent);
+    Parsed { decimal: decimal.map(|unscaled| (negative, unscaled)), format, ..Parsed::default() }
+}
+
+/// The number in billionths, rounded up, and no more than 63 bits of whole binary units.
+fn billionths(digits: &str, decimals: i32, format: &str, exponent: i32) -> Option<u128> {
+    let mut unscaled: u128 = digits.parse().ok()?;
+    let mut scale = decimals;
     if format == "BinarySI" {
-        let value = value.checked_mul(1i64.checked_shl(exponent as u32).unwrap_or(0)).unwrap_or(0);
-        return Parsed { value: signed(value), scale: 0, format };
+        unscaled = unscaled.checked_mul(1u128.checked_shl(exponent as u32)?)?;
+    } else {
+        scale -= exponent;
     }
-    let scale = exponent - fraction.len() as i32;
-    if (whole.len() + fraction.len()) as i32 > DIGITS_MAX || scale < NANO {
-        return Parsed { value: 0, scale: 0, format };
-    }
-    Parsed { value: signed(value), scale, format }
+    let shift = -NANO - scale;
+    let unscaled = if shift >= 0 {
+        unscaled.checked_mul(10u128.checked_pow(shift as u32)?)?
+    } else {
+        unscaled.div_ceil(10u128.checked_pow(shift.unsigned_abs())?)
+    };
+    let most = i64::MAX as u128 * 1_000_000_000;
+    Some(if format == "BinarySI" { unscaled.min(most) } else { unscaled })
 }
 
 fn suffix_of(suffix: &str) -> Option<(&'static str, i32)> {
