@@ -9,6 +9,7 @@ mod definitions;
 mod descriptions;
 mod operations;
 mod paths;
+mod wire;
 mod writer;
 
 use crate::catalogue::{GroupVersion, Version};
@@ -134,6 +135,22 @@ impl Source {
             custom.extend(served.custom.iter().map(|(name, schema)| (name.clone(), definitions::for_v2(schema))));
         }
         writer::document(Dialect::V2, self, routes, &custom)
+    }
+}
+
+/// A document in protobuf, made of its JSON.
+pub fn protobuf(json: &[u8], dialect: Dialect) -> Vec<u8> {
+    let document = crate::codec::json::decode_any(json).map(|decoded| decoded.value).unwrap_or_default();
+    wire::encode(&document, dialect)
+}
+
+impl Dialect {
+    /// The media type of the protobuf form, as answers name it; requests have `@` for the last dot before `v1.0`.
+    pub fn protobuf_media_type(self) -> &'static str {
+        match self {
+            Dialect::V2 => "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+            Dialect::V3 => "application/com.github.proto-openapi.spec.v3.v1.0+protobuf",
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use crate::respond::{Answer, Body, answer};
 use crate::version::GIT_VERSION;
 use bytes::Bytes;
 use coxswain_api::catalogue::Version;
-use coxswain_api::openapi::{Served, Source};
+use coxswain_api::openapi::{self, Dialect, Served, Source};
 use http::header::{CACHE_CONTROL, ETAG, EXPIRES, HeaderValue, IF_NONE_MATCH, LOCATION, VARY};
 use http::{Method, StatusCode};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const JSON: &str = "application/json";
@@ -24,7 +25,7 @@ pub fn serve(front: &Front, incoming: &Incoming, path: &str) -> Answer {
     match path {
         "/openapi/v2" => {
             let etag = source.v2_hash();
-            with_etag(incoming, &etag, || Some(source.v2().into()))
+            with_etag(incoming, &etag, Dialect::V2, || Some(source.v2()))
         }
         "/openapi/v3" => {
             // Upstream names no type, and Go takes JSON for text.
@@ -44,7 +45,7 @@ pub fn serve(front: &Front, incoming: &Incoming, path: &str) -> Answer {
                     response
                 }
                 asked => {
-                    let mut response = with_etag(incoming, &hash, || source.v3(part).map(Bytes::from));
+                    let mut response = with_etag(incoming, &hash, Dialect::V3, || source.v3(part));
                     // Under its hash a document never changes.
                     if asked.is_some_and(|a| !a.is_empty()) {
                         let headers = response.headers_mut();
@@ -67,32 +68,42 @@ fn source(index: &Index) -> Source {
         .into_iter()
         .map(|gv| {
             let resources = index.versions.get(&(gv.group.clone(), gv.version.clone()));
+            let mut custom = BTreeMap::new();
+            for served in resources.into_iter().flat_map(|r| r.values()).filter(|s| s.custom) {
+                custom.extend(custom_definitions(&served.ty, served.strategy.open_api()));
+            }
             let resources = resources.into_iter().flat_map(|r| r.values()).map(|s| s.ty.clone()).collect();
             let version = Version { group_version: gv, served_by_default: true, resources };
-            Served { version: Arc::new(version), custom: Arc::default() }
+            Served { version: Arc::new(version), custom: Arc::new(custom) }
         })
         .collect();
     Source { versions, server_version: GIT_VERSION.into() }
 }
 
-/// A document in JSON, or word that the client has it already. The protobuf form of the OpenAPI dialects is not offered.
-fn with_etag(incoming: &Incoming, hash: &str, make: impl FnOnce() -> Option<Bytes>) -> Answer {
+/// A document in JSON or protobuf, whichever the client names first, or word that the client has it already.
+fn with_etag(incoming: &Incoming, hash: &str, dialect: Dialect, make: impl FnOnce() -> Option<Vec<u8>>) -> Answer {
     let accept = accept_header(&incoming.headers);
-    let takes_json = accept.is_empty()
-        || accept.split(',').any(|clause| {
-            let media = clause.split(';').next().unwrap_or_default().trim();
-            matches!(media, "application/json" | "application/*" | "*/*")
-        });
-    if !takes_json {
-        return empty(StatusCode::NOT_ACCEPTABLE);
-    }
+    let protobuf = dialect.protobuf_media_type();
+    let choice = accept.split(',').find_map(|clause| {
+        match clause.split(';').next().unwrap_or_default().trim() {
+            "" | JSON | "application/*" | "*/*" => Some(JSON),
+            // Clients write the version after an `@`.
+            media if media.replace('@', ".") == protobuf => Some(protobuf),
+            _ => None,
+        }
+    });
+    let Some(media) = choice else { return empty(StatusCode::NOT_ACCEPTABLE) };
+    let make = || {
+        let json = make()?;
+        Some(Bytes::from(if media == JSON { json } else { openapi::protobuf(&json, dialect) }))
+    };
     let etag = format!("\"{hash}\"");
     let known = incoming.headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
     let mut response = if known {
         empty(StatusCode::NOT_MODIFIED)
     } else {
         match make() {
-            Some(bytes) => answer(StatusCode::OK, JSON, bytes),
+            Some(bytes) => answer(StatusCode::OK, media, bytes),
             None => return empty(StatusCode::NOT_FOUND),
         }
     };

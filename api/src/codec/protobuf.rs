@@ -109,6 +109,21 @@ pub fn encode_bytes_field(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
     encode::bytes(number, bytes, out);
 }
 
+/// Appends a field that is a message, which `write` appends.
+pub(crate) fn encode_nested_field(number: u32, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    encode::nested(number, out, write);
+}
+
+/// Appends a field that is a number or a truth value.
+pub(crate) fn encode_varint_field(number: u32, n: u64, out: &mut Vec<u8>) {
+    encode::number(number, n, out);
+}
+
+/// Appends a field that is a float.
+pub(crate) fn encode_double_field(number: u32, f: f64, out: &mut Vec<u8>) {
+    encode::double(number, f, out);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

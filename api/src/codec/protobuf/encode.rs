@@ -25,7 +25,12 @@ pub(super) fn bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(bytes);
 }
 
-fn number(field: u32, n: u64, out: &mut Vec<u8>) {
+pub(super) fn double(field: u32, f: f64, out: &mut Vec<u8>) {
+    tag(field, 1, out);
+    out.extend_from_slice(&f.to_le_bytes());
+}
+
+pub(super) fn number(field: u32, n: u64, out: &mut Vec<u8>) {
     tag(field, 0, out);
     varint(n, out);
 }
@@ -116,10 +121,7 @@ fn write(field: u32, value: &Value, ty: &Type, out: &mut Vec<u8>) {
             Scalar::Bytes => bytes(field, &STANDARD.decode(text()).unwrap_or_default(), out),
             Scalar::Bool => number(field, u64::from(value.as_bool().unwrap_or_default()), out),
             Scalar::Int32 | Scalar::Int64 | Scalar::Uint32 | Scalar::Uint64 => number(field, integer(value), out),
-            Scalar::Float64 => {
-                tag(field, 1, out);
-                out.extend_from_slice(&value.as_f64().unwrap_or_default().to_le_bytes());
-            }
+            Scalar::Float64 => double(field, value.as_f64().unwrap_or_default(), out),
             Scalar::IntOrString => nested(field, out, |out| {
                 let is_text = value.is_string();
                 number(1, u64::from(is_text), out);
