@@ -179,6 +179,7 @@ fn validate_spec(spec: &View<'_>, options: &Options, spared: &Spared, errors: &m
         Err(_) => errors.push(Error::invalid(selector.path(), &selector, "")),
         Ok(selector) => {
             workload::matches_template(&selector, &template, errors);
+            pod_spec::template_metadata(&template, options, errors);
             if !spared.template {
                 validate_pods(spec, options, errors);
             }

@@ -66,8 +66,10 @@ impl Resource for Jobs {
         let options = workload::options_of(Some(old));
         let labels = before.child("spec").child("template").child("metadata").child("labels");
         let prefixed = [JOB_NAME, CONTROLLER_UID].iter().all(|key| labels.child_named(key).exists());
+        // Everything is checked as of a new object, and then as a change.
+        errors.extend(metadata::validate_for(self, object, true));
         validate_job(object, &options, prefixed, &mut errors);
-        // The spec is checked as that of a new object and as a change.
+        errors.extend(metadata::validate_update(object, old));
         job_spec::validate(&new.child("spec"), &options, &mut errors);
         job_spec::validate_update(&new.child("spec"), &before, &mut errors);
         errors
@@ -106,7 +108,7 @@ impl Resource for Jobs {
     }
 
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: subresource != "status" }
+        MetadataChecks { update: subresource == "status", whole: false }
     }
 }
 

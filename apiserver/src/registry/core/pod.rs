@@ -15,59 +15,16 @@ use coxswain_api::{Map, Value, json, names, time};
 
 pub struct Pods;
 
-/// Everything of a pod but its ephemeral containers: what a write of them does not come to own.
-const ALL_BUT_EPHEMERAL: &[&str] = &[
-    "metadata",
-    "status",
-    "spec.volumes",
-    "spec.initContainers",
-    "spec.containers",
-    "spec.restartPolicy",
-    "spec.terminationGracePeriodSeconds",
-    "spec.activeDeadlineSeconds",
-    "spec.dnsPolicy",
-    "spec.nodeSelector",
-    "spec.serviceAccountName",
-    "spec.serviceAccount",
-    "spec.automountServiceAccountToken",
-    "spec.nodeName",
-    "spec.hostNetwork",
-    "spec.hostPID",
-    "spec.hostIPC",
-    "spec.shareProcessNamespace",
-    "spec.securityContext",
-    "spec.imagePullSecrets",
-    "spec.hostname",
-    "spec.subdomain",
-    "spec.affinity",
-    "spec.schedulerName",
-    "spec.tolerations",
-    "spec.hostAliases",
-    "spec.priorityClassName",
-    "spec.priority",
-    "spec.dnsConfig",
-    "spec.readinessGates",
-    "spec.runtimeClassName",
-    "spec.enableServiceLinks",
-    "spec.preemptionPolicy",
-    "spec.overhead",
-    "spec.topologySpreadConstraints",
-    "spec.setHostnameAsFQDN",
-    "spec.os",
-    "spec.hostUsers",
-    "spec.schedulingGates",
-    "spec.resourceClaims",
-    "spec.resources",
-    "spec.hostnameOverride",
-    "spec.schedulingGroup",
-];
-
 impl Resource for Pods {
     fn set_defaults(&self, object: &mut Value) {
         pod_spec::defaults::pod(object);
+        status::agree_on_addresses(object);
     }
 
     fn prepare_for_create(&self, ctx: &Context, object: &mut Value) {
+        if View::root(object).child("spec").child("terminationGracePeriodSeconds").i64() < 0 {
+            object["spec"]["terminationGracePeriodSeconds"] = 1.into();
+        }
         let class = qos_class(object);
         object["status"] = json!({"phase": "Pending", "qosClass": class});
         if let Some(spec) = object.get_mut("spec") {
@@ -215,7 +172,7 @@ impl Resource for Pods {
     fn reset_fields(&self, subresource: &str) -> Option<&'static [&'static str]> {
         match subresource {
             "status" => Some(&["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"]),
-            "ephemeralcontainers" => Some(ALL_BUT_EPHEMERAL),
+            "ephemeralcontainers" => Some(&[]),
             "resize" => Some(&["metadata", "status"]),
             _ => None,
         }

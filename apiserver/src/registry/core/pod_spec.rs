@@ -76,8 +76,8 @@ impl Options {
     }
 }
 
-/// A pod template: labels, annotations and spec (upstream: `ValidatePodTemplateSpec`).
-pub fn validate_template(template: &View<'_>, options: &Options, errors: &mut ErrorList) {
+/// The labels and annotations of a template.
+pub fn template_metadata(template: &View<'_>, options: &Options, errors: &mut ErrorList) {
     use crate::registry::metadata::{validate_annotations, validate_labels};
     // The labels of a template are reported without the `metadata` step, as upstream does.
     let metadata = template.child("metadata");
@@ -85,7 +85,12 @@ pub fn validate_template(template: &View<'_>, options: &Options, errors: &mut Er
     validate_labels(&at("labels"), errors);
     validate_annotations(&at("annotations"), errors);
     pod_annotations(&at("annotations"), &template.child("spec"), options, errors);
-    let spec = template.child("spec");
+}
+
+/// A pod template: labels, annotations and spec (upstream: `ValidatePodTemplateSpec`).
+pub fn validate_template(template: &View<'_>, options: &Options, errors: &mut ErrorList) {
+    template_metadata(template, options, errors);
+    let (metadata, spec) = (template.child("metadata"), template.child("spec"));
     spec::validate(&spec, None, options, errors);
     // Seccomp annotations must agree with the fields where both are given.
     security::seccomp_annotations_agree(&metadata.child("annotations"), &spec, errors);

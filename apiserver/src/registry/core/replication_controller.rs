@@ -2,7 +2,7 @@
 
 use super::pod_spec;
 use crate::registry::resource::{MetadataChecks, Propagation, Resource};
-use crate::registry::{checks, workload};
+use crate::registry::{checks, metadata, workload};
 use crate::request::Context;
 use coxswain_api::Value;
 use coxswain_api::field::{Error, ErrorList, View};
@@ -14,6 +14,12 @@ impl Resource for ReplicationControllers {
     fn set_defaults(&self, object: &mut Value) {
         let spec = workload::map_at(object, "spec");
         workload::default_absent(spec, "replicas", 1);
+        // The schema states a default that is no different from absence.
+        if spec.get("minReadySeconds").and_then(Value::as_i64) == Some(0)
+            && let Some(spec) = spec.as_object_mut()
+        {
+            spec.remove("minReadySeconds");
+        }
         if !spec.get("template").is_some_and(Value::is_object) {
             return;
         }
@@ -49,9 +55,12 @@ impl Resource for ReplicationControllers {
             workload::replica_status(&View::root(object).child("status"), &mut errors);
             return errors;
         }
-        // The spec is checked as that of a new object and as a change.
-        let mut errors = validate_spec(object, Some(old));
-        errors.extend(errors.clone());
+        // Everything is checked as of a new object, and then as a change.
+        let spec = validate_spec(object, Some(old));
+        let mut errors = metadata::validate_for(self, object, true);
+        errors.extend(spec.iter().cloned());
+        errors.extend(metadata::validate_update(object, old));
+        errors.extend(spec);
         errors
     }
 
@@ -76,7 +85,7 @@ impl Resource for ReplicationControllers {
     }
 
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: subresource != "status" }
+        MetadataChecks { update: subresource == "status", whole: false }
     }
 }
 

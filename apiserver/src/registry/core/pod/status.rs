@@ -4,7 +4,7 @@ use super::super::pod_spec::Options;
 use super::{metadata, put, update};
 use crate::registry::checks;
 use coxswain_api::field::{Error, ErrorList, Path, View};
-use coxswain_api::{Value, names};
+use coxswain_api::{Value, json, names};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The spec has been restored; of the metadata, a status may not touch the owners.
@@ -47,6 +47,18 @@ pub(super) fn prepare(object: &mut Value, old: &Value) {
     }
 }
 
+/// `podIP` is the first of `podIPs`. Where they differ, the single one counts: old kubelets know no other.
+pub(super) fn agree_on_addresses(pod: &mut Value) {
+    let Some(status) = pod.get_mut("status").filter(|s| s.is_object()) else { return };
+    let first = status.pointer("/podIPs/0/ip").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let ip = status.get("podIP").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if !ip.is_empty() && ip != first {
+        status["podIPs"] = json!([{"ip": ip}]);
+    } else if ip.is_empty() && !first.is_empty() {
+        status["podIP"] = first.into();
+    }
+}
+
 pub(super) fn validate(new: &View<'_>, old: &View<'_>, options: &Options, errors: &mut ErrorList) {
     update::annotations(new, old, options, errors);
     let (status, before) = (new.child("status"), old.child("status"));
@@ -63,6 +75,10 @@ pub(super) fn validate(new: &View<'_>, old: &View<'_>, options: &Options, errors
     let nominated = status.child("nominatedNodeName");
     if !nominated.is_empty() && nominated.str() != before.child("nominatedNodeName").str() {
         checks::dns_subdomain(&nominated, errors);
+        if !new.child("spec").child("nodeName").is_empty() {
+            let why = "may not be set on pods that are already bound to a node";
+            errors.push(Error::forbidden(nominated.path(), why));
+        }
     }
     checks::immutable(&status.child("qosClass"), &before.child("qosClass"), errors);
     let spec = old.child("spec");
@@ -150,11 +166,16 @@ fn addresses(status: &View<'_>, list: &'static str, errors: &mut ErrorList) {
     if ips.len() < 2 {
         return;
     }
+    if let Some((i, ip)) = ips.iter().enumerate().find(|(_, ip)| names::parse_ip_sloppy(ip).is_none()) {
+        let why = format!("failed to check for dual stack with error:invalid IP[{i}]: {ip}");
+        errors.push(Error::internal(list.path(), why));
+    }
     let families: BTreeSet<bool> =
         ips.iter().filter_map(|ip| names::parse_ip_sloppy(ip)).map(|ip| ip.ip.is_ipv4()).collect();
     if families.len() != 2 || ips.len() > 2 {
         let why = "may specify no more than one IP for each IP family";
-        errors.push(Error::invalid(list.path(), &list, why));
+        let shown: Vec<Value> = ips.iter().map(|ip| json!({"IP": ip})).collect();
+        errors.push(Error::invalid(list.path(), &Value::Array(shown), why));
     }
     let mut seen: BTreeSet<&str> = BTreeSet::new();
     for entry in list.items() {

@@ -162,10 +162,11 @@ pub(super) fn ephemeral_containers(
         if !target.str().is_empty() && !others.contains(target.str()) {
             errors.push(Error::not_found(target.path(), target.str()));
         }
-        for field in CONTAINER_FIELDS.iter().filter(|f| !EPHEMERAL_FIELDS.contains(f)) {
-            let field = container.child(field);
+        for name in CONTAINER_FIELDS.iter().filter(|f| !EPHEMERAL_FIELDS.contains(f)) {
+            let field = container.child(name);
+            // An empty struct is an absent one, but for what is a pointer.
             let set = field.value().is_some_and(|v| !v.as_object().is_some_and(|m| m.is_empty()));
-            if set {
+            if set || *name == "lifecycle" && field.exists() {
                 errors.push(Error::forbidden(field.path(), "cannot be set for an Ephemeral Container"));
             }
         }
