@@ -189,7 +189,9 @@ fn strings(list: &[Box<str>]) -> Vec<&str> {
 /// Subresources by name, as paths sort.
 fn subresources(served: &Served) -> Vec<&SubresourceType> {
     let mut list: Vec<&SubresourceType> = served.ty.subresources.iter().collect();
-    list.sort_by(|a, b| a.name.cmp(&b.name));
+    if !served.custom {
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+    }
     list
 }
 

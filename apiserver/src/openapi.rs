@@ -8,7 +8,7 @@ use crate::respond::{Answer, Body, answer};
 use crate::version::GIT_VERSION;
 use bytes::Bytes;
 use coxswain_api::catalogue::Version;
-use coxswain_api::openapi::{self, Dialect, Served, Source};
+use coxswain_api::openapi::{self, Dialect, Served, Source, custom_definitions};
 use http::header::{CACHE_CONTROL, ETAG, EXPIRES, HeaderValue, IF_NONE_MATCH, LOCATION, VARY};
 use http::{Method, StatusCode};
 use std::collections::BTreeMap;

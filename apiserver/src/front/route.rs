@@ -61,8 +61,8 @@ impl Front {
             // Events are stored under another group than the one that may have been asked.
             if status.is_not_found() { Status::not_found(&info.group, &info.resource, &info.name) } else { status }
         })?;
-        if info.subresource == "scale" && !served.custom {
-            let tree = scale::of_object(&encoder.tree(&object)?);
+        if info.subresource == "scale" {
+            let tree = scale::of_resource(&*served.strategy, &encoder.tree(&object)?, true)?;
             return self.other_tree(&encoder, tree, StatusCode::OK);
         }
         encoder.object(&object, StatusCode::OK)

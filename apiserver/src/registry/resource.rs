@@ -20,6 +20,16 @@ pub trait Resource: Send + Sync + 'static {
         None
     }
 
+    /// The schema of this version as the definition has it, for OpenAPI.
+    fn open_api(&self) -> Option<&Value> {
+        None
+    }
+
+    /// Where a custom resource has its scale; built-in kinds have it in `spec.replicas`.
+    fn scale_paths(&self) -> Option<&ScalePaths> {
+        None
+    }
+
     /// Fills in what is not given, beyond the defaults that the schema itself states. Also applied to what is read from
     /// storage, so it must not depend on anything but the object (upstream: `SetDefaults_…`).
     fn set_defaults(&self, _object: &mut Value) {}
@@ -250,6 +260,26 @@ pub trait Virtual: Send + Sync + 'static {
 pub enum Propagation {
     Background,
     Orphan,
+}
+
+/// The paths of `subresources.scale` of a definition, as steps.
+#[derive(Clone, Debug)]
+pub struct ScalePaths {
+    pub spec: Vec<String>,
+    pub status: Vec<String>,
+    pub selector: Vec<String>,
+}
+
+impl ScalePaths {
+    /// The value at a path of names.
+    pub fn get<'a>(object: &'a Value, path: &[String]) -> Option<&'a Value> {
+        path.iter().try_fold(object, |at, name| at.get(name)).filter(|v| !v.is_null())
+    }
+
+    /// A path as upstream writes it.
+    pub fn text(path: &[String]) -> String {
+        path.iter().map(|step| format!(".{step}")).collect()
+    }
 }
 
 /// A column of a Table (upstream: `metav1.TableColumnDefinition`).

@@ -8,6 +8,7 @@ use super::pipeline::{Call, Content, Pipeline, Reply};
 use super::update::{Change, UpdateRules, check_name};
 use super::{convert, decode, managed_fields, metadata};
 use crate::admission::Operation;
+use super::resource::{Resource, ScalePaths};
 use async_trait::async_trait;
 use coxswain_api::field::{Error, ErrorList, Path};
 use coxswain_api::{Map, Status, Value, json, selector};
@@ -40,6 +41,42 @@ pub fn of_object(object: &Value) -> Value {
         status.insert("selector".into(), text.into());
     }
     json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": meta, "spec": scale_spec, "status": status})
+}
+
+/// The scale of an object of any resource. `strict`: replicas that are not there are an error, as for reading.
+pub fn of_resource(strategy: &dyn Resource, object: &Value, strict: bool) -> Result<Value, Status> {
+    let Some(paths) = strategy.scale_paths() else { return Ok(of_object(object)) };
+    let spec = ScalePaths::get(object, &paths.spec);
+    if strict && spec.is_none() {
+        let path = coxswain_api::field::go_quote(&ScalePaths::text(&paths.spec));
+        return Err(Status::internal(format!("the spec replicas field {path} does not exist")));
+    }
+    let number = |v: Option<&Value>| v.and_then(Value::as_i64).unwrap_or(0);
+    let mut scale = of_object(object);
+    scale["spec"] = match number(spec) {
+        0 => json!({}),
+        replicas => json!({"replicas": replicas}),
+    };
+    scale["status"] = json!({"replicas": number(ScalePaths::get(object, &paths.status))});
+    if let Some(selector) = ScalePaths::get(object, &paths.selector).filter(|_| !paths.selector.is_empty()) {
+        scale["status"]["selector"] = selector.clone();
+    }
+    Ok(scale)
+}
+
+/// Writes the replicas where the resource has them.
+fn set_replicas(strategy: &dyn Resource, object: &mut Value, replicas: i64) {
+    let usual = ["spec".to_owned(), "replicas".to_owned()];
+    let path = strategy.scale_paths().map_or(&usual[..], |p| &p.spec);
+    let Some((last, parents)) = path.split_last() else { return };
+    let mut at = object;
+    for step in parents {
+        let Some(map) = at.as_object_mut() else { return };
+        at = map.entry(step.clone()).or_insert_with(|| json!({}));
+    }
+    if let Some(map) = at.as_object_mut() {
+        map.insert(last.clone(), replicas.into());
+    }
 }
 
 /// A selector as text: ReplicationControllers have a plain map, the others a LabelSelector.
@@ -81,7 +118,7 @@ impl Change for ScaleChange<'_> {
         let live = convert::from_hub(call, current)?;
         let api_version = call.ty().group_version.api_version();
         let handler = managed_fields::ScaleHandler::new(&live, &api_version);
-        let mut old_scale = of_object(&live);
+        let mut old_scale = of_resource(call.strategy(), &live, false)?;
         handler.to_subresource(&mut old_scale);
         let shape = call.shape();
         let mut scale = match &self.source {
@@ -108,7 +145,8 @@ impl Change for ScaleChange<'_> {
         };
         let options = &self.admission_options;
         self.pipeline.admit(call, Operation::Update, options, call.name(), Some(&mut scale), Some(&old_scale)).await?;
-        let errors = validate(&scale);
+        // Custom resources check their replicas themselves.
+        let errors = if call.served.custom { ErrorList::new() } else { validate(&scale) };
         if !errors.is_empty() {
             return Err(Status::invalid("autoscaling", "Scale", metadata::text(&scale, "name"), &errors));
         }
@@ -118,9 +156,7 @@ impl Change for ScaleChange<'_> {
             version => metadata::set(&mut object, "resourceVersion", version),
         }
         let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
-        if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
-            spec.insert("replicas".into(), replicas.into());
-        }
+        set_replicas(call.strategy(), &mut object, replicas);
         handler.to_parent(&scale, &mut object);
         *self.scales.lock() = Some((scale, old_scale));
         convert::to_hub(call, object)
@@ -165,6 +201,8 @@ impl Pipeline {
             Outcome::Stored(object) => object.to_tree(),
             Outcome::DryRun(tree) => tree,
         };
-        Ok(Reply::ok(Content::Tree(of_object(&*convert::from_hub(call, &object)?))))
+        let object = convert::from_hub(call, &object)?;
+        let scale = of_resource(call.strategy(), &object, false)?;
+        Ok(Reply::ok(Content::Tree(scale)))
     }
 }

@@ -16,7 +16,7 @@ use crate::store::{Store, key_prefix};
 use base64::Engine;
 use coxswain_api::catalogue::{GroupVersion, ResourceType, SubresourceType};
 use coxswain_api::structural::Structural;
-use coxswain_api::{Status, Value, json, time};
+use coxswain_api::{Status, Value, json, schema, time};
 use coxswain_storage::{Revision, Storage};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashSet};
@@ -111,7 +111,8 @@ impl Custom {
         let mut take = |field: &'static str, reason: &'static str, used: &HashSet<String>, accepted: &mut serde_json::Map<String, Value>| {
             let name = requested(field);
             if !name.is_empty() && used.contains(&name) {
-                conflict.get_or_insert((reason, format!("{} is already in use", coxswain_api::field::go_quote(&name))));
+                // The last conflict found is the one told.
+                conflict = Some((reason, format!("{} is already in use", coxswain_api::field::go_quote(&name))));
                 accepted.insert(field.into(), before(field).into());
             } else {
                 accepted.insert(field.into(), name.into());
@@ -121,7 +122,7 @@ impl Custom {
         take("singular", "SingularConflict", &resources, &mut accepted);
         let short_names = strings(definition, "/spec/names/shortNames");
         let taken: Vec<&String> = short_names.iter().filter(|n| resources.contains(*n)).collect();
-        let short_conflict = (!taken.is_empty()).then(|| {
+        let short_conflict: Option<(&str, String)> = (!taken.is_empty()).then(|| {
             let quoted: Vec<String> = taken.iter().map(|n| coxswain_api::field::go_quote(n)).collect();
             let (list, verb) = (quoted.join(", "), if taken.len() == 1 { "is" } else { "are" });
             ("ShortNamesConflict", format!("{list} {verb} already in use"))
@@ -131,9 +132,8 @@ impl Custom {
         }
         take("kind", "KindConflict", &kinds, &mut accepted);
         take("listKind", "ListKindConflict", &kinds, &mut accepted);
-        // The last conflict found is the one told, as upstream's checks overwrite each other.
-        let told = conflict.filter(|(reason, _)| *reason == "ListKindConflict" || *reason == "KindConflict");
-        let conflict = told.or(short_conflict);
+        let late = conflict.as_ref().is_some_and(|(reason, _)| matches!(*reason, "KindConflict" | "ListKindConflict"));
+        let conflict = if late { conflict } else { short_conflict.or(conflict) };
         let categories = strings(definition, "/spec/names/categories");
         if !categories.is_empty() {
             accepted.insert("categories".into(), categories.into());
@@ -252,10 +252,18 @@ impl Custom {
             }
             return Err(format!("{name} still has {left} objects"));
         }
+        let now = time::format_seconds(jiff::Timestamp::now());
         let mut changed = definition.clone();
+        let completed = ("InstanceDeletionCompleted", "removed all instances");
+        set_condition(&mut changed["status"], "Terminating", "False", completed.0, completed.1, &now);
+        let path = format!("{DEFINITIONS}/{name}");
+        let (code, mut changed) = send(&*self.objects, "PUT", &format!("{path}/status"), Some(&changed)).await?;
+        if code != 200 {
+            return Err(format!("updating {path}/status: {code} {}", changed["message"]));
+        }
         let rest: Vec<String> = finalizers.into_iter().filter(|f| f != FINALIZER).collect();
         changed["metadata"]["finalizers"] = rest.into();
-        self.put(&format!("{DEFINITIONS}/{name}"), &changed).await?;
+        self.put(&path, &changed).await?;
         self.withdraw(&name).await;
         Ok(())
     }
@@ -290,11 +298,11 @@ fn resource_type(spec: &Value, version: &Value, stored: &str) -> ResourceType {
     let group_version =
         GroupVersion { group: text(spec, "/group").into(), version: text(version, "/name").into() };
     let kind = text(spec, "/names/kind");
-    let schema = match version.pointer("/schema/openAPIV3Schema") {
+    let structural = match version.pointer("/schema/openAPIV3Schema") {
         Some(schema) => Structural::parse(schema),
         None => Structural { preserve_unknown: true, ..Structural::default() },
     };
-    let schema = schema.to_struct();
+    let object = structural.to_struct();
     let mut subresources = Vec::new();
     if version.pointer("/subresources/status").is_some_and(|s| !s.is_null()) {
         subresources.push(SubresourceType {
@@ -302,7 +310,18 @@ fn resource_type(spec: &Value, version: &Value, stored: &str) -> ResourceType {
             group_version: group_version.clone(),
             kind: kind.into(),
             verbs: ["get", "patch", "update"].map(Into::into).into(),
-            schema: schema.clone(),
+            schema: object.clone(),
+        });
+    }
+    if version.pointer("/subresources/scale").is_some_and(|s| !s.is_null())
+        && let Some(scale) = schema::builtin().kind("autoscaling", "v1", "Scale")
+    {
+        subresources.push(SubresourceType {
+            name: "scale".into(),
+            group_version: GroupVersion { group: "autoscaling".into(), version: "v1".into() },
+            kind: "Scale".into(),
+            verbs: ["get", "patch", "update"].map(Into::into).into(),
+            schema: scale.clone(),
         });
     }
     let hash = Sha256::digest(format!("{}/{stored}/{kind}", group_version.group));
@@ -320,7 +339,7 @@ fn resource_type(spec: &Value, version: &Value, stored: &str) -> ResourceType {
         storage_version: stored.into(),
         storage_version_hash: base64::engine::general_purpose::STANDARD.encode(&hash[..8]).into(),
         served_by_default: true,
-        schema,
+        schema: object,
         group_version,
     }
 }

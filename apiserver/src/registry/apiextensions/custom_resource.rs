@@ -1,7 +1,7 @@
 //! A custom resource as one version of its definition describes it (upstream: `pkg/registry/customresource`).
 
 use super::json_path::JsonPath;
-use crate::registry::resource::{Column, Resource};
+use crate::registry::resource::{Column, Resource, ScalePaths};
 use crate::registry::table;
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path};
@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 pub struct CustomResource {
     structural: Structural,
+    schema: Value,
+    scale: Option<ScalePaths>,
     has_status: bool,
     columns: Vec<(Column, Option<JsonPath>)>,
     selectable: Vec<(&'static str, JsonPath)>,
@@ -32,8 +34,19 @@ impl CustomResource {
             .filter_map(|path| Some((interned(path.trim_start_matches('.')), JsonPath::parse(path)?)))
             .collect();
         let labels: Vec<&'static str> = selectable.iter().map(|(label, _)| *label).collect();
+        let scale = version.pointer("/subresources/scale").filter(|s| !s.is_null()).map(|scale| {
+            let path = |name: &str| -> Vec<String> {
+                let path = scale.get(name).and_then(Value::as_str).and_then(JsonPath::parse);
+                let fields = path.as_ref().and_then(JsonPath::fields).unwrap_or_default();
+                fields.into_iter().map(String::from).collect()
+            };
+            let (spec, status) = (path("specReplicasPath"), path("statusReplicasPath"));
+            ScalePaths { spec, status, selector: path("labelSelectorPath") }
+        });
         Self {
             structural: Structural::parse(&schema),
+            schema,
+            scale,
             has_status: version.pointer("/subresources/status").is_some_and(|s| !s.is_null()),
             columns: columns(&list("additionalPrinterColumns")),
             selectable,
@@ -110,6 +123,22 @@ impl Resource for CustomResource {
         Some(&self.structural)
     }
 
+    fn open_api(&self) -> Option<&Value> {
+        Some(&self.schema)
+    }
+
+    fn scale_paths(&self) -> Option<&ScalePaths> {
+        self.scale.as_ref()
+    }
+
+    fn reset_fields(&self, subresource: &str) -> Option<&'static [&'static str]> {
+        match subresource {
+            "status" => Some(&["metadata", "spec"]),
+            _ if self.has_status => Some(&["status"]),
+            _ => None,
+        }
+    }
+
     fn set_defaults(&self, object: &mut Value) {
         self.structural.drop_nulls(object);
     }
@@ -118,6 +147,11 @@ impl Resource for CustomResource {
         let mut errors = self.structural.validate(object);
         errors.extend(self.structural.validate_lists(object));
         errors.extend(self.structural.validate_embedded(object));
+        if let Some(paths) = &self.scale {
+            for path in [&paths.spec, &paths.status] {
+                errors.extend(check_replicas(object, path));
+            }
+        }
         errors
     }
 
@@ -182,6 +216,32 @@ fn cell(kind: &str, value: &Value, now: jiff::Timestamp) -> Value {
         ("string", Value::String(_)) => value.clone(),
         ("string", other) => other.to_string().into(),
         _ => Value::Null,
+    }
+}
+
+/// Replicas are numbers that are not negative, wherever they are.
+fn check_replicas(object: &Value, path: &[String]) -> Option<Error> {
+    let value = ScalePaths::get(object, path)?;
+    let name = ScalePaths::text(path);
+    let refuse = |value: i64, detail: String| Error {
+        field: name.clone(),
+        ..Error::invalid(&Path::root(), value, detail)
+    };
+    match value.as_i64() {
+        Some(n) if n < 0 => Some(refuse(n, "should be a non-negative integer".into())),
+        Some(n) if n > i64::from(i32::MAX) => Some(refuse(n, format!("should be less than or equal to {}", i32::MAX))),
+        Some(_) => None,
+        None => {
+            let (shown, kind) = match value {
+                Value::String(s) => (s.clone(), "string"),
+                Value::Bool(b) => (b.to_string(), "bool"),
+                Value::Number(n) => (n.to_string(), "float64"),
+                Value::Array(_) => (value.to_string(), "[]interface {}"),
+                _ => (value.to_string(), "map[string]interface {}"),
+            };
+            let detail = format!("{name} accessor error: {shown} is of the type {kind}, expected int64");
+            Some(refuse(0, detail))
+        }
     }
 }
 
