@@ -70,8 +70,8 @@ pub fn to_parent(
         {
             let mut set = Set::new();
             set.insert(&path);
-            let mut owner = Entry::new(api_version, set, None);
-            owner.time = entry.time;
+            // Upstream keeps no time for what came by way of a scale.
+            let owner = Entry::new(api_version, set, None);
             out.entries.insert(id, owner);
         }
     }

@@ -3,7 +3,7 @@
 //! A resource without code of its own is [`Plain`]: a few yes-or-no facts, everything else is the pipeline's.
 
 use super::resource::{MetadataChecks, Resource};
-use super::{admissionregistration, apiextensions, apps, batch, certificates, coordination, core, discovery, networking, policy, rbac, runtime_class, scheduling, storage};
+use super::{admissionregistration, apiextensions, apps, autoscaling, batch, certificates, coordination, core, discovery, flowcontrol, networking, policy, rbac, runtime_class, scheduling, storage};
 use coxswain_api::catalogue::ResourceType;
 use coxswain_api::names;
 use std::sync::Arc;
@@ -47,14 +47,14 @@ static HOMES: &[Line] = &[
     ("apps", "deployments", home!(apps::deployment::Deployments)),
     ("apps", "replicasets", home!(apps::replica_set::ReplicaSets)),
     ("apps", "statefulsets", home!(apps::stateful_set::StatefulSets)),
-    ("autoscaling", "horizontalpodautoscalers", home!(PLAIN)),
+    ("autoscaling", "horizontalpodautoscalers", home!(autoscaling::HorizontalPodAutoscalers)),
     ("batch", "cronjobs", home!(batch::cron_job::CronJobs)),
     ("batch", "jobs", home!(batch::job::Jobs)),
     ("certificates.k8s.io", "certificatesigningrequests", home!(certificates::CertificateSigningRequests)),
     ("coordination.k8s.io", "leases", home!(coordination::lease::Leases)),
     ("discovery.k8s.io", "endpointslices", home!(discovery::endpoint_slice::EndpointSlices)),
-    ("flowcontrol.apiserver.k8s.io", "flowschemas", home!(PLAIN.generation().checks_once())),
-    ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations", home!(PLAIN.generation().checks_once())),
+    ("flowcontrol.apiserver.k8s.io", "flowschemas", home!(flowcontrol::FlowSchemas)),
+    ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations", home!(flowcontrol::PriorityLevelConfigurations)),
     ("networking.k8s.io", "ingressclasses", home!(networking::IngressClasses)),
     ("networking.k8s.io", "ingresses", home!(networking::Ingresses)),
     ("networking.k8s.io", "ipaddresses", home!(networking::IpAddresses)),

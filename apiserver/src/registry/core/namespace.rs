@@ -107,6 +107,10 @@ impl Resource for Namespaces {
         if has_finalizers(object) { DeleteRule::Wait } else { DeleteRule::Usual }
     }
 
+    fn reset_fields(&self, subresource: &str) -> Option<&'static [&'static str]> {
+        (subresource == "finalize").then_some(&["status"])
+    }
+
     fn delete_during_update(&self, object: &Value) -> bool {
         !has_finalizers(object)
     }

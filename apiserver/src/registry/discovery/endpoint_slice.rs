@@ -37,7 +37,8 @@ impl Resource for EndpointSlices {
             list.into_iter().flatten().map(|e| e.get("deprecatedTopology").cloned().unwrap_or_default()).collect()
         };
         // Labels count too: they tie the slice to its service. What is dropped below counts as well.
-        let differs = |f: &str| object.get(f) != old.get(f);
+        let empty = |v: Option<&Value>| v.is_none_or(|v| v.is_null() || v.as_array().is_some_and(|a| a.is_empty()));
+        let differs = |f: &str| object.get(f) != old.get(f) && !(empty(object.get(f)) && empty(old.get(f)));
         let changed = differs("endpoints")
             || differs("ports")
             || differs("addressType")

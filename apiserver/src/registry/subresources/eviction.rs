@@ -40,7 +40,7 @@ impl Virtual for Evictions {
         let Some(pod) = pods.get(call.namespace(), name).await? else { return Err(call.not_found(name)) };
         let pod = pod.tree();
         if !ignores_budgets(&pod) {
-            let budgets = budgets_of(pipeline, call.namespace(), &pod);
+            let budgets = budgets_of(pipeline, call.namespace(), &pod).await?;
             if budgets.len() > 1 {
                 let why =
                     "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
@@ -116,16 +116,18 @@ fn is_ready(pod: &Value) -> bool {
     conditions.items().any(|c| c.child("type").str() == "Ready" && c.child("status").str() == "True")
 }
 
-fn budgets_of(pipeline: &Pipeline, namespace: &str, pod: &Value) -> Vec<Arc<Value>> {
-    let Some(store) = pipeline.resources.store("policy", "poddisruptionbudgets") else { return Vec::new() };
+async fn budgets_of(pipeline: &Pipeline, namespace: &str, pod: &Value) -> Result<Vec<Arc<Value>>, Status> {
+    let Some(store) = pipeline.resources.store("policy", "poddisruptionbudgets") else { return Ok(Vec::new()) };
+    // A budget that was just made counts.
+    let revision = store.catch_up().await?;
     let labels = pod.pointer("/metadata/labels");
-    let snapshot = store.cache().snapshot(store.feed().progress());
+    let snapshot = store.cache().snapshot(revision);
     let own = snapshot.objects.values().filter(|b| b.namespace() == namespace).map(|b| b.tree());
-    own.filter(|budget| {
+    let own = own.filter(|budget| {
         let selector = Selector::from_label_selector(budget.pointer("/spec/selector"));
         selector.is_ok_and(|s| s.matches_labels(labels))
-    })
-    .collect()
+    });
+    Ok(own.collect())
 }
 
 /// Takes one disruption from the budget. `true`: the pod goes without one, but only as it is now.
