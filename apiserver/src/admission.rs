@@ -12,7 +12,7 @@ use coxswain_api::catalogue::ResourceType;
 use coxswain_api::{Status, Value};
 use std::sync::Arc;
 
-mod cel;
+pub(crate) mod cel;
 pub mod certificates;
 pub mod default_ingress_class;
 pub mod default_toleration_seconds;
@@ -20,6 +20,7 @@ pub mod escalation;
 pub mod limit_ranger;
 mod matching;
 pub mod namespace_lifecycle;
+pub mod node_restriction;
 pub mod pod_resources;
 pub mod pod_security;
 pub mod pod_topology_labels;
@@ -146,6 +147,7 @@ static PLUGINS: &[(&str, bool, Make)] = &[
     ("NamespaceLifecycle", true, |p| Arc::new(namespace_lifecycle::NamespaceLifecycle::new(p.objects.clone()))),
     ("LimitRanger", true, |p| Arc::new(limit_ranger::LimitRanger { objects: p.objects.clone() })),
     ("ServiceAccount", true, |p| Arc::new(service_account::ServiceAccount::new(p.objects.clone()))),
+    ("NodeRestriction", false, |p| Arc::new(node_restriction::NodeRestriction { objects: p.objects.clone(), authorization: p.authorization.clone() })),
     ("TaintNodesByCondition", true, |_| Arc::new(taint_nodes_by_condition::TaintNodesByCondition)),
     ("PodSecurity", true, |p| Arc::new(pod_security::PodSecurity { objects: p.objects.clone() })),
     ("Priority", true, |p| Arc::new(priority::Priority::new(p.objects.clone()))),

@@ -21,7 +21,7 @@ static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
 static CACHE: LazyLock<parking_lot::Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(Default::default);
 
 /// What expressions can name.
-pub(super) struct Variables(Vec<(&'static str, CelValue)>);
+pub(crate) struct Variables(Vec<(&'static str, CelValue)>);
 
 impl Variables {
     pub(super) fn new() -> Self {
@@ -102,6 +102,133 @@ fn to_cel(value: &Value) -> CelValue {
             CelValue::Map(Map { map: Arc::new(map) })
         }
     }
+}
+
+/// What an expression has to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Bool,
+    Text,
+    TextOrNull,
+    /// Anything: of a variable.
+    Any,
+}
+
+/// What is wrong with an expression as far as can be told without types: syntax, names, and the type of what is constant.
+/// `declared` are the names that there are.
+pub(crate) fn check(expression: &str, wanted: Wanted, declared: &[&str]) -> Option<String> {
+    let program = match ENV.compile(expression) {
+        Ok(program) => program,
+        Err(e) => return Some(format!("compilation failed: {}", syntax_error(&e.to_string(), expression))),
+    };
+    let references = program.references();
+    let mut unknown: Vec<(usize, &str)> = references
+        .variables()
+        .into_iter()
+        .filter(|name| !declared.contains(name) && !TYPES.contains(name) && !is_bound(expression, name))
+        .filter_map(|name| Some((position(expression, name)?, name)))
+        .collect();
+    // An unknown function is reported at its parenthesis.
+    unknown.extend(references.functions().into_iter().filter(|name| !is_function(name)).filter_map(|name| {
+        let at = position_of_call(expression, name)?;
+        Some((at, name))
+    }));
+    unknown.sort_unstable();
+    if let Some((at, name)) = unknown.first() {
+        let why = format!("undeclared reference to '{name}' (in container '')");
+        return Some(format!("compilation failed: {}", pointed(&why, expression, *at)));
+    }
+    if !references.variables().is_empty() {
+        return None;
+    }
+    let got = match program.execute(&Context::with_env(ENV.clone())) {
+        Ok(CelValue::Bool(_)) => "bool",
+        Ok(CelValue::Int(_)) => "int",
+        Ok(CelValue::UInt(_)) => "uint",
+        Ok(CelValue::Float(_)) => "double",
+        Ok(CelValue::String(_)) => "string",
+        Ok(CelValue::Bytes(_)) => "bytes",
+        Ok(CelValue::Null) => "null_type",
+        _ => return None,
+    };
+    let (fits, name) = match wanted {
+        Wanted::Bool => (got == "bool", "bool"),
+        Wanted::Text => (got == "string", "string"),
+        Wanted::TextOrNull => (got == "string" || got == "null_type", "one of [string null_type]"),
+        Wanted::Any => (true, ""),
+    };
+    (!fits).then(|| format!("must evaluate to {name} but got {got}"))
+}
+
+/// Names of types, which are values too.
+const TYPES: [&str; 10] = ["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "type"];
+
+/// The functions of CEL and of Kubernetes' libraries; operators are written with `_` and `@`.
+fn is_function(name: &str) -> bool {
+    #[rustfmt::skip]
+    const KNOWN: &[&str] = &[
+        "all", "allowed", "annotate", "asApproximateFloat", "asInteger", "base64.decode", "base64.encode", "bool", "bytes", "charAt",
+        "check", "cidr", "compareTo", "contains", "containsCIDR", "containsIP", "distinct", "double", "duration", "dyn",
+        "endsWith", "error", "errored", "exists", "exists_one", "existsOne", "fieldSelector", "filter", "find", "findAll",
+        "first", "flatten", "format", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getEscapedPath",
+        "getFullYear", "getHost", "getHostname", "getHours", "getMilliseconds", "getMinutes", "getMonth", "getPort",
+        "getQuery", "getScheme", "getSeconds", "group", "has", "hasValue", "indexOf", "int", "ip", "ip.isCanonical",
+        "isCIDR", "isGreaterThan", "isIP", "isInteger", "isLessThan", "isQuantity", "isSemver", "isSorted", "isURL",
+        "join", "jsonpatch.escapeKey", "labelSelector", "last", "lastIndexOf", "lowerAscii", "major", "map", "masked", "matches",
+        "max", "min", "minor", "name", "namespace", "optFlatMap", "optMap", "optional.none", "optional.of",
+        "optional.ofNonZeroValue", "or", "orValue", "patch", "path", "prefixLength", "quantity", "quote", "reason",
+        "replace", "requestResource", "resource", "reverse", "semver", "serviceAccount", "sets.contains",
+        "sets.equivalent", "sets.intersects", "sign", "size", "slice", "sort", "sortBy", "split", "startsWith",
+        "string", "strings.quote", "sub", "add", "subresource", "substring", "sum", "timestamp", "transformList",
+        "transformMap", "transformMapEntry", "trim", "type", "uint", "upperAscii", "url", "validate", "value",
+        "escapeKey", "family", "isUnspecified", "isLoopback", "isLinkLocalMulticast", "isLinkLocalUnicast", "isGlobalUnicast",
+        "of", "none", "ofNonZeroValue", "decode", "encode", "intersects", "equivalent", "isCanonical", "format.named",
+    ];
+    name.starts_with(['_', '@', '!', '-']) || KNOWN.contains(&name)
+}
+
+/// Whether a macro such as `all(x, …)` introduces the name.
+fn is_bound(expression: &str, name: &str) -> bool {
+    if name.starts_with('@') || name.starts_with("__") {
+        return true;
+    }
+    let after = |at: usize| expression[at + name.len()..].trim_start().starts_with(',');
+    let before = |at: usize| expression[..at].trim_end().ends_with(['(', ',']);
+    expression.match_indices(name).any(|(at, _)| before(at) && after(at))
+}
+
+/// The parenthesis of a call.
+fn position_of_call(expression: &str, name: &str) -> Option<usize> {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    expression.match_indices(last).map(|(at, _)| at + last.len()).find(|at| expression[*at..].starts_with('('))
+}
+
+/// Where a name stands as a word of its own.
+fn position(expression: &str, name: &str) -> Option<usize> {
+    let part_of_word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+    expression.match_indices(name).map(|(at, _)| at).find(|at| {
+        !expression[..*at].chars().next_back().is_some_and(part_of_word)
+            && !expression[at + name.len()..].chars().next().is_some_and(|c| c.is_alphanumeric() || c == '_')
+    })
+}
+
+/// An error as CEL prints it: the line, and a caret under the place.
+pub(crate) fn pointed(why: &str, expression: &str, at: usize) -> String {
+    let before = &expression[..at];
+    let line = before.matches('\n').count();
+    let column = before.chars().rev().take_while(|c| *c != '\n').count();
+    let text = expression.lines().nth(line).unwrap_or_default();
+    format!("ERROR: <input>:{}:{}: {why}\n | {text}\n | {}^", line + 1, column + 1, ".".repeat(column))
+}
+
+/// The parser's first complaint, in the form of the other errors.
+fn syntax_error(text: &str, expression: &str) -> String {
+    let first = text.lines().next().unwrap_or_default();
+    if first.contains("Syntax error:") && text.contains("\n |") {
+        return text.trim_end().to_owned();
+    }
+    let why = first.rsplit("Syntax error: ").next().unwrap_or(first);
+    pointed(&format!("Syntax error: {why}"), expression, expression.len())
 }
 
 /// Whether all match conditions hold. `Err` names the first that could not be told; one that is false decides even so.

@@ -1,0 +1,435 @@
+//! `validatingadmissionpolicies`, `mutatingadmissionpolicies` and their bindings.
+
+use super::{NAMES, check_conditions, check_rule, default, default_scopes};
+use crate::admission::cel::{Wanted, check};
+use crate::registry::checks::{self, SelectorLeniency};
+use crate::registry::resource::{MetadataChecks, Resource};
+use crate::request::Context;
+use coxswain_api::field::{Error, ErrorList, View};
+use coxswain_api::{Value, names};
+use serde_json::json;
+
+pub struct Policies {
+    pub mutating: bool,
+}
+
+pub struct Bindings {
+    pub mutating: bool,
+}
+
+fn default_criteria(criteria: &mut Value) {
+    default(criteria, "matchPolicy", json!("Equivalent"));
+    default(criteria, "namespaceSelector", json!({}));
+    default(criteria, "objectSelector", json!({}));
+    if criteria.is_object() {
+        for key in ["resourceRules", "excludeResourceRules"] {
+            if criteria[key].is_array() {
+                default_scopes(&mut criteria[key]);
+            }
+        }
+    }
+}
+
+impl Resource for Policies {
+    fn set_defaults(&self, object: &mut Value) {
+        let spec = &mut object["spec"];
+        default(spec, "failurePolicy", json!("Fail"));
+        if spec["matchConstraints"].is_object() {
+            default_criteria(&mut spec["matchConstraints"]);
+        }
+    }
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let spec = View::root(object).child("spec");
+        let mut errors = ErrorList::new();
+        let mut declared: Vec<&str> = NAMES.to_vec();
+        declared.push("variables");
+        let failure = spec.child("failurePolicy");
+        if failure.exists() {
+            checks::supported_value(&failure, &["Fail", "Ignore"], &mut errors);
+        }
+        let kind = spec.child("paramKind");
+        if kind.exists() {
+            declared.push("params");
+            check_param_kind(&kind, &mut errors);
+        }
+        let constraints = spec.child("matchConstraints");
+        if constraints.exists() {
+            check_criteria(&constraints, &mut errors);
+            let rules = constraints.child("resourceRules");
+            if rules.is_empty() {
+                errors.push(Error::required(rules.path(), ""));
+            }
+        } else {
+            errors.push(Error::required(constraints.path(), ""));
+        }
+        check_conditions(&spec.child("matchConditions"), &declared, &mut errors);
+        check_variables(&spec.child("variables"), &declared, &mut errors);
+        if self.mutating {
+            check_mutations(&spec, &declared, &mut errors);
+        } else {
+            let name = View::root(object).child("metadata").child("name").str();
+            check_validations(&spec, &declared, name, &mut errors);
+        }
+        errors
+    }
+
+    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
+        // What was accepted once stays acceptable, so that upgrades never lock an object.
+        if subresource == "status" || object["spec"] == old["spec"] {
+            ErrorList::new()
+        } else {
+            self.validate(ctx, object)
+        }
+    }
+
+    fn reset_for_status(&self, object: &mut Value, old: &Value) {
+        crate::registry::metadata::reset_for_status(object, old);
+    }
+
+    fn reset_fields(&self, subresource: &str) -> Option<&'static [&'static str]> {
+        Some(if subresource.is_empty() { &["status"] } else { &["metadata", "spec"] })
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
+    /// Upstream checks finalizers of this group by the general rules only.
+    fn restricts_finalizers(&self) -> bool {
+        false
+    }
+
+    fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: false, whole: false }
+    }
+}
+
+impl Resource for Bindings {
+    fn set_defaults(&self, object: &mut Value) {
+        if object["spec"]["matchResources"].is_object() {
+            default_criteria(&mut object["spec"]["matchResources"]);
+        }
+    }
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        let spec = View::root(object).child("spec");
+        let mut errors = ErrorList::new();
+        let policy = spec.child("policyName");
+        if policy.is_empty() {
+            errors.push(Error::required(policy.path(), ""));
+        } else {
+            checks::dns_subdomain(&policy, &mut errors);
+        }
+        let params = spec.child("paramRef");
+        if params.exists() {
+            check_param_ref(&params, &mut errors);
+        }
+        let criteria = spec.child("matchResources");
+        if criteria.exists() {
+            check_criteria(&criteria, &mut errors);
+        }
+        if !self.mutating {
+            check_actions(&spec.child("validationActions"), &mut errors);
+        }
+        errors
+    }
+
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+
+    /// Upstream checks finalizers of this group by the general rules only.
+    fn restricts_finalizers(&self) -> bool {
+        false
+    }
+
+    fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: false, whole: false }
+    }
+}
+
+fn check_criteria(criteria: &View<'_>, errors: &mut ErrorList) {
+    for key in ["namespaceSelector", "objectSelector"] {
+        let selector = criteria.child_named(key);
+        if selector.exists() {
+            checks::label_selector(&selector, SelectorLeniency::default(), errors);
+        }
+    }
+    for key in ["resourceRules", "excludeResourceRules"] {
+        for rule in criteria.child_named(key).items() {
+            check_rule(&rule, errors);
+            let mut seen = Vec::new();
+            for name in rule.child("resourceNames").items() {
+                checks::all(&name, names::path_segment(name.str(), false), errors);
+                if seen.contains(&name.str()) {
+                    errors.push(Error::duplicate(name.path(), name.str()));
+                }
+                seen.push(name.str());
+            }
+        }
+    }
+    let policy = criteria.child("matchPolicy");
+    if policy.exists() {
+        checks::supported_value(&policy, &["Equivalent", "Exact"], errors);
+    }
+}
+
+fn check_param_kind(kind: &View<'_>, errors: &mut ErrorList) {
+    let version = kind.child("apiVersion");
+    let text = version.str();
+    if text.is_empty() {
+        errors.push(Error::required(version.path(), ""));
+    } else if text.matches('/').count() > 1 {
+        errors.push(Error::invalid(version.path(), text, format!("unexpected GroupVersion string: {text}")));
+    } else {
+        let (group, version_name) = text.split_once('/').unwrap_or(("", text));
+        if !group.is_empty() {
+            checks::all(&version, names::dns1123_subdomain(group, false), errors);
+        }
+        checks::all(&version, names::dns1035_label(version_name, false), errors);
+    }
+    let name = kind.child("kind");
+    if name.is_empty() {
+        errors.push(Error::required(name.path(), ""));
+        return;
+    }
+    let wrong = names::dns1035_label(&name.str().to_lowercase(), false);
+    if !wrong.is_empty() {
+        let why = format!("may have mixed case, but should otherwise match: {}", wrong.join(","));
+        errors.push(Error::invalid(name.path(), name.str(), why));
+    }
+}
+
+fn check_param_ref(reference: &View<'_>, errors: &mut ErrorList) {
+    let (name, selector) = (reference.child("name"), reference.child("selector"));
+    let action = reference.child("parameterNotFoundAction");
+    if !name.is_empty() {
+        checks::all(&name, names::path_segment(name.str(), false), errors);
+    }
+    match (name.is_empty(), selector.exists()) {
+        (true, false) => errors.push(Error::required(reference.path(), "one of name or selector must be specified")),
+        (false, true) => errors.push(Error::forbidden(name.path(), "name and selector are mutually exclusive")),
+        _ => {}
+    }
+    if selector.exists() {
+        checks::label_selector(&selector, SelectorLeniency::default(), errors);
+    }
+    match action.opt_str() {
+        None => errors.push(Error::required(action.path(), "")),
+        Some(_) => checks::supported_value(&action, &["Allow", "Deny"], errors),
+    }
+}
+
+fn check_actions(actions: &View<'_>, errors: &mut ErrorList) {
+    if actions.is_empty() {
+        errors.push(Error::required(actions.path(), "at least one validation action is required"));
+    }
+    let mut seen = Vec::new();
+    for action in actions.items() {
+        checks::supported_value(&action, &["Audit", "Deny", "Warn"], errors);
+        if seen.contains(&action.str()) {
+            errors.push(Error::duplicate(action.path(), action.str()));
+        }
+        seen.push(action.str());
+    }
+    if seen.contains(&"Deny") && seen.contains(&"Warn") {
+        errors.push(Error::invalid(actions.path(), actions, "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)"));
+    }
+}
+
+fn check_variables(variables: &View<'_>, declared: &[&str], errors: &mut ErrorList) {
+    let mut seen: Vec<&str> = Vec::new();
+    for variable in variables.items() {
+        let (name, expression) = (variable.child("name"), variable.child("expression"));
+        if name.is_empty() {
+            errors.push(Error::required(name.path(), "name is not specified"));
+        } else {
+            if !is_identifier(name.str()) {
+                errors.push(Error::invalid(name.path(), name.str(), "must be a valid CEL identifier"));
+            }
+            if seen.contains(&name.str()) {
+                errors.push(Error::duplicate(name.path(), name.str()));
+            }
+        }
+        let text = expression.str().trim();
+        if text.is_empty() {
+            errors.push(Error::required(expression.path(), "expression is not specified"));
+        } else if let Some(why) = check(text, Wanted::Any, declared).or_else(|| undefined_variable(text, &seen)) {
+            errors.push(Error::invalid(expression.path(), expression.str(), why));
+        }
+        seen.push(name.str());
+    }
+}
+
+/// A variable sees only those before it.
+fn undefined_variable(expression: &str, defined: &[&str]) -> Option<String> {
+    const PREFIX: &str = "variables.";
+    for (at, _) in expression.match_indices(PREFIX) {
+        let name_at = at + PREFIX.len();
+        let rest = &expression[name_at..];
+        let name = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+        if !defined.contains(&name) {
+            // The caret stands under the dot, where the selection is.
+            let why = format!("undefined field '{name}'");
+            return Some(format!(
+                "compilation failed: {}",
+                crate::admission::cel::pointed(&why, expression, name_at - 1)
+            ));
+        }
+    }
+    None
+}
+
+fn is_identifier(text: &str) -> bool {
+    let mut chars = text.chars();
+    chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && !matches!(
+            text,
+            "true"
+                | "false"
+                | "null"
+                | "in"
+                | "as"
+                | "break"
+                | "const"
+                | "continue"
+                | "else"
+                | "for"
+                | "function"
+                | "if"
+                | "import"
+                | "let"
+                | "loop"
+                | "package"
+                | "namespace"
+                | "return"
+                | "var"
+                | "void"
+                | "while"
+        )
+}
+
+fn check_validations(spec: &View<'_>, declared: &[&str], policy: &str, errors: &mut ErrorList) {
+    let (validations, annotations) = (spec.child("validations"), spec.child("auditAnnotations"));
+    if validations.is_empty() && annotations.is_empty() {
+        let why = "validations or auditAnnotations must contain at least one item";
+        errors.push(Error::required(validations.path(), why));
+        errors.push(Error::required(annotations.path(), why));
+        return;
+    }
+    for validation in validations.items() {
+        let expression = validation.child("expression");
+        let text = expression.str().trim();
+        if text.is_empty() {
+            errors.push(Error::required(expression.path(), "expression is not specified"));
+        } else if let Some(why) = check(text, Wanted::Bool, declared) {
+            errors.push(Error::invalid(expression.path(), expression.str(), why));
+        }
+        let message = validation.child("message");
+        if message.exists() && !message.is_empty() {
+            if message.str().trim().is_empty() {
+                let why = "message must be non-empty if specified";
+                errors.push(Error::invalid(message.path(), message.str(), why));
+            } else if message.str().trim().contains('\n') {
+                errors.push(Error::invalid(message.path(), message.str(), "must not contain line breaks"));
+            }
+        }
+        let message = validation.child("messageExpression");
+        if message.exists() && !message.is_empty() {
+            if let Some(why) = check(message.str().trim(), Wanted::Text, declared) {
+                errors.push(Error::invalid(message.path(), message.str(), why));
+            }
+        }
+        let reason = validation.child("reason");
+        if reason.exists()
+            && !matches!(reason.str(), "Unauthorized" | "Forbidden" | "Invalid" | "RequestEntityTooLarge")
+        {
+            let supported = ["Forbidden", "Invalid", "RequestEntityTooLarge"];
+            errors.push(Error::not_supported(reason.path(), reason.str(), &supported));
+        }
+    }
+    let mut seen = Vec::new();
+    for annotation in annotations.items() {
+        let (key, value) = (annotation.child("key"), annotation.child("valueExpression"));
+        if key.is_empty() {
+            errors.push(Error::required(key.path(), ""));
+        } else {
+            let full = format!("{policy}/{}", key.str());
+            for why in names::qualified_name(&full) {
+                errors.push(Error::invalid(key.path(), &full, why));
+            }
+            if seen.contains(&key.str()) {
+                errors.push(Error::duplicate(key.path(), key.str()));
+            }
+            seen.push(key.str());
+        }
+        let text = value.str().trim();
+        if text.is_empty() {
+            errors.push(Error::required(value.path(), "valueExpression is not specified"));
+        } else if let Some(why) = check(text, Wanted::TextOrNull, declared) {
+            errors.push(Error::invalid(value.path(), value.str(), why));
+        }
+    }
+}
+
+fn check_mutations(spec: &View<'_>, declared: &[&str], errors: &mut ErrorList) {
+    let mutations = spec.child("mutations");
+    if mutations.is_empty() {
+        errors.push(Error::required(mutations.path(), "mutations must contain at least one item"));
+    }
+    for mutation in mutations.items() {
+        let kind = mutation.child("patchType");
+        let (used, other, wanted) = match kind.str() {
+            "ApplyConfiguration" => ("applyConfiguration", "jsonPatch", "Object"),
+            "JSONPatch" => ("jsonPatch", "applyConfiguration", "list(JSONPatch)"),
+            "" => {
+                errors.push(Error::required(kind.path(), ""));
+                continue;
+            }
+            unknown => {
+                errors.push(Error::not_supported(kind.path(), unknown, &["ApplyConfiguration", "JSONPatch"]));
+                continue;
+            }
+        };
+        let (given, wrong) = (mutation.child_named(used), mutation.child_named(other));
+        if given.exists() {
+            let expression = given.child("expression");
+            let text = expression.str().trim();
+            if text.is_empty() {
+                errors.push(Error::required(expression.path(), "expression is not specified"));
+            } else if let Some(why) = constant_type(text, declared, wanted) {
+                errors.push(Error::invalid(expression.path(), expression.str(), why));
+            }
+        } else {
+            let why = format!("must be specified when patchType is {}", kind.str());
+            errors.push(Error::required(given.path(), why));
+        }
+        if wrong.exists() {
+            let why = format!("must not be specified when patchType is {}", kind.str());
+            errors.push(Error::invalid(wrong.path(), format!("{{{other}}}"), why));
+        }
+    }
+    let again = spec.child("reinvocationPolicy");
+    match again.opt_str() {
+        None => errors.push(Error::required(again.path(), "")),
+        Some(_) => checks::supported_value(&again, &["IfNeeded", "Never"], errors),
+    }
+}
+
+/// Mutations make objects of types that only they know; what can be told is that a constant is none.
+fn constant_type(expression: &str, declared: &[&str], wanted: &str) -> Option<String> {
+    let mut known = declared.to_vec();
+    known.extend(["Object", "JSONPatch", "jsonpatch"]);
+    let why = check(expression, Wanted::Bool, &known)?;
+    why.starts_with("must evaluate to bool but got").then(|| why.replacen("bool", wanted, 1))
+}
