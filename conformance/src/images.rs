@@ -53,7 +53,7 @@ pub fn build(out: &Path, app: &Path, busybox: Option<&Path>) -> Result<Vec<Strin
     });
     images.push(Image {
         names: vec![NGINX.into()],
-        files: vec![("nginx".into(), app)],
+        files: vec![("nginx".into(), app.clone())],
         links: vec![],
         config: json!({"Entrypoint": ["/nginx"], "Cmd": ["serve", "--port=80"]}),
     });
@@ -65,6 +65,8 @@ pub fn build(out: &Path, app: &Path, busybox: Option<&Path>) -> Result<Vec<Strin
             names: vec![BUSYBOX.into()],
             files: vec![
                 ("bin/busybox".into(), shell),
+                // A static busybox cannot resolve names; the test application can.
+                ("bin/app".into(), app),
                 ("etc/passwd".into(), b"root:x:0:0:root:/root:/bin/sh\n".to_vec()),
                 ("etc/group".into(), b"root:x:0:\n".to_vec()),
             ],

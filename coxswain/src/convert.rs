@@ -11,7 +11,13 @@ const INPUT_BYTES_MAX: u64 = 64 << 20;
 pub fn command() -> Command {
     Command::new("convert")
         .about("Reads an object in JSON, YAML, protobuf or CBOR (it finds out which) and writes it in another encoding")
-        .arg(Arg::new("file").short('f').long("filename").value_name("FILE").help("The object [default: standard input]"))
+        .arg(
+            Arg::new("file")
+                .short('f')
+                .long("filename")
+                .value_name("FILE")
+                .help("The object [default: standard input]"),
+        )
         .arg(
             Arg::new("output")
                 .short('o')

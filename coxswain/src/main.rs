@@ -75,7 +75,11 @@ fn run(matches: &clap::ArgMatches) -> Result<()> {
         "reset" => reset::main(matches),
         "convert" => convert::main(matches),
         _ => {
-            println!("coxswain {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), coxswain_apiserver::version::GIT_VERSION);
+            println!(
+                "coxswain {} (Kubernetes {})",
+                env!("CARGO_PKG_VERSION"),
+                coxswain_apiserver::version::GIT_VERSION
+            );
             Ok(())
         }
     }

@@ -168,7 +168,9 @@ pub fn lock(data_dir: &Path) -> Result<Lock> {
 pub fn node_arguments(command: Command) -> Command {
     command
         .arg(data_dir_argument())
-        .arg(Arg::new("node-name").long("node-name").value_name("NAME").help("The node's name [default: the host name]"))
+        .arg(
+            Arg::new("node-name").long("node-name").value_name("NAME").help("The node's name [default: the host name]"),
+        )
         .arg(
             Arg::new("node-ip")
                 .long("node-ip")
@@ -176,13 +178,10 @@ pub fn node_arguments(command: Command) -> Command {
                 .value_parser(clap::value_parser!(IpAddr))
                 .help("The address of this machine [default: that of the default route]"),
         )
-        .arg(
-            Arg::new("container-runtime-endpoint")
-                .long("container-runtime-endpoint")
-                .value_name("SOCKET")
-                .help("A container runtime that already runs, such as unix:///run/containerd/containerd.sock; \
-                       its network is yours to set up [default: a containerd of its own]"),
-        )
+        .arg(Arg::new("container-runtime-endpoint").long("container-runtime-endpoint").value_name("SOCKET").help(
+            "A container runtime that already runs, such as unix:///run/containerd/containerd.sock; \
+                       its network is yours to set up [default: a containerd of its own]",
+        ))
         .arg(
             Arg::new("image-archive")
                 .long("image-archive")
@@ -224,7 +223,13 @@ pub fn join_command() -> Command {
                 .required(true)
                 .help("The hash of the cluster's authority, sha256:…"),
         )
-        .arg(Arg::new("cluster-cidr").long("cluster-cidr").value_name("CIDR").default_value("10.244.0.0/16").help("The addresses of pods"))
+        .arg(
+            Arg::new("cluster-cidr")
+                .long("cluster-cidr")
+                .value_name("CIDR")
+                .default_value("10.244.0.0/16")
+                .help("The addresses of pods"),
+        )
         .arg(
             Arg::new("cluster-dns")
                 .long("cluster-dns")
@@ -233,7 +238,13 @@ pub fn join_command() -> Command {
                 .default_value("10.96.0.10")
                 .help("The address of the cluster's DNS"),
         )
-        .arg(Arg::new("cluster-domain").long("cluster-domain").value_name("DOMAIN").default_value("cluster.local").help("The cluster's DNS domain"))
+        .arg(
+            Arg::new("cluster-domain")
+                .long("cluster-domain")
+                .value_name("DOMAIN")
+                .default_value("cluster.local")
+                .help("The cluster's DNS domain"),
+        )
 }
 
 pub fn print_join_command() -> Command {
@@ -246,7 +257,8 @@ pub fn print_join_command() -> Command {
 pub fn print_join(matches: &ArgMatches) -> Result<()> {
     let dir = data_dir(matches)?;
     let read = |file: &str| {
-        fs::read_to_string(dir.join(file)).with_context(|| format!("{} is not the directory of a cluster", dir.display()))
+        fs::read_to_string(dir.join(file))
+            .with_context(|| format!("{} is not the directory of a cluster", dir.display()))
     };
     let authority = read("pki/ca.crt")?;
     let server = read("server-address")?;

@@ -85,7 +85,10 @@ pub async fn remove_pods(containerd: &Containerd) -> Result<()> {
     let count = sandboxes.len();
     for sandbox in sandboxes {
         runtime.stop_pod_sandbox(&sandbox.id).await.with_context(|| format!("stopping pod sandbox {}", sandbox.id))?;
-        runtime.remove_pod_sandbox(&sandbox.id).await.with_context(|| format!("removing pod sandbox {}", sandbox.id))?;
+        runtime
+            .remove_pod_sandbox(&sandbox.id)
+            .await
+            .with_context(|| format!("removing pod sandbox {}", sandbox.id))?;
     }
     if count > 0 {
         println!("removed {count} pods");

@@ -98,7 +98,8 @@ impl Plan {
     fn new(matches: &ArgMatches) -> Result<Self> {
         let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
         let service_cidr = text("service-cidr");
-        let (base, _) = service_cidr.split_once('/').with_context(|| format!("--service-cidr {service_cidr}: no CIDR"))?;
+        let (base, _) =
+            service_cidr.split_once('/').with_context(|| format!("--service-cidr {service_cidr}: no CIDR"))?;
         let base: Ipv4Addr = base.parse().with_context(|| format!("--service-cidr {service_cidr}"))?;
         let nth = |n: u32| IpAddr::V4(Ipv4Addr::from(u32::from(base) + n));
         Ok(Self {
@@ -191,7 +192,8 @@ async fn run(plan: Plan, start: Instant) -> Result<()> {
     let shutdown = machine::on_signal()?;
     let keys = Keys::open(&plan)?;
     let address = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), plan.port);
-    let listener = TcpListener::bind(address).await.with_context(|| format!("the API server cannot listen on {address}"))?;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("the API server cannot listen on {address}"))?;
     let storage =
         Embedded::open(&plan.data_dir.join("storage"), Options::default()).map_err(|e| anyhow::anyhow!("{e}"))?;
     let mut server = Server::start(api_server_config(&plan, &keys), Arc::new(storage)).await?;
@@ -215,7 +217,7 @@ async fn run(plan: Plan, start: Instant) -> Result<()> {
 
     let work = CancellationToken::new();
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
-    let admin = client(&server, "kubernetes-admin", &["system:masters"]);
+    let admin = client(&server, "coxswain", "kubernetes-admin", &["system:masters"]);
     start_controllers(&plan, &keys, &server, &work, &mut tasks)?;
     start_scheduler(&server, &work, &mut tasks);
     let token = cluster_setup::bootstrap_token(&plan.data_dir)?;
@@ -287,16 +289,19 @@ fn api_server_config(plan: &Plan, keys: &Keys) -> Config {
     accounts.signing_key_file = Some(keys.account_private.clone());
     accounts.issuers = vec![format!("https://kubernetes.default.svc.{}", plan.cluster_domain)];
     accounts.external_address = SocketAddr::new(plan.node_ip, plan.port).to_string();
-    // NR config.admission.enable = vec!["NodeRestriction".into()];
+    config.admission.enable = vec!["NodeRestriction".into()];
     config.kubelet.client_certificate_pem = keys.kubelet_client.cert_pem.clone().into_bytes();
     config.kubelet.client_key_pem = keys.kubelet_client.key_pem.clone().into_bytes();
     config
 }
 
-/// A client of the API server in this process.
-fn client(server: &Server, name: &str, groups: &[&str]) -> Client {
+/// A client of the API server in this process. `program` is what upstream's user agent begins with, which managed fields
+/// show as the manager.
+fn client(server: &Server, program: &str, name: &str, groups: &[&str]) -> Client {
     let user = User { name: name.into(), groups: groups.iter().map(|g| (*g).to_owned()).collect(), ..User::default() };
-    Client::new(server.service_for(user), "default")
+    let client = Client::new(server.service_for(user), "default");
+    let agent = format!("{program}/v1.36.2 ({}/{}) coxswain", std::env::consts::OS, std::env::consts::ARCH);
+    coxswain_client::connect::with_user_agent(client, &agent)
 }
 
 fn start_controllers(
@@ -313,15 +318,17 @@ fn start_controllers(
         service_account_issuer: format!("https://kubernetes.default.svc.{}", plan.cluster_domain),
         cluster_signing: Some((keys.authority.cert_pem.clone().into_bytes(), read(&keys.authority.key_path)?)),
         allocate_node_cidrs: true,
-        cluster_cidrs: vec![plan.cluster_cidr.parse().with_context(|| format!("--cluster-cidr {}", plan.cluster_cidr))?],
+        cluster_cidrs: vec![
+            plan.cluster_cidr.parse().with_context(|| format!("--cluster-cidr {}", plan.cluster_cidr))?,
+        ],
         ..coxswain_controllers::Config::default()
     };
-    let manager = client(server, "system:kube-controller-manager", &[]);
+    let manager = client(server, "kube-controller-manager", "system:kube-controller-manager", &[]);
     let identities: coxswain_controllers::ClientFactory = {
         let server = Arc::clone(server);
         Arc::new(move |name: &str| {
             let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
-            client(&server, &format!("system:serviceaccount:kube-system:{name}"), &groups)
+            client(&server, "kube-controller-manager", &format!("system:serviceaccount:kube-system:{name}"), &groups)
         })
     };
     let work = work.clone();
@@ -332,7 +339,7 @@ fn start_controllers(
 }
 
 fn start_scheduler(server: &Server, work: &CancellationToken, tasks: &mut JoinSet<Result<()>>) {
-    let scheduler = client(server, "system:kube-scheduler", &[]);
+    let scheduler = client(server, "kube-scheduler", "system:kube-scheduler", &[]);
     let work = work.clone();
     tasks.spawn(async move {
         coxswain_scheduler::run(coxswain_scheduler::Config::default(), scheduler, work).await.context("kube-scheduler")
@@ -347,7 +354,7 @@ fn start_nodes(
     work: &CancellationToken,
     tasks: &mut JoinSet<Result<()>>,
 ) -> Result<Vec<String>> {
-    let node_client = |name: &str| client(server, &format!("system:node:{name}"), &["system:nodes"]);
+    let node_client = |name: &str| client(server, "kubelet", &format!("system:node:{name}"), &["system:nodes"]);
     if let Some(count) = plan.hollow_nodes {
         let names: Vec<String> = (0..count).map(|i| format!("hollow-{i}")).collect();
         for (i, name) in names.iter().enumerate() {
@@ -379,7 +386,7 @@ fn start_nodes(
     };
     let clients = node::Clients {
         kubelet: node_client(&plan.node_name),
-        proxy: client(server, "system:kube-proxy", &["system:node-proxiers"]),
+        proxy: client(server, "kube-proxy", "system:kube-proxy", &["system:node-proxiers"]),
     };
     tasks.spawn(node::run(settings, clients, work.clone()));
     let dns = coxswain_proxy::dns::Config {
@@ -387,7 +394,11 @@ fn start_nodes(
         cluster_domain: plan.cluster_domain.clone(),
         ..coxswain_proxy::dns::Config::default()
     };
-    let dns = coxswain_proxy::dns::run(dns, client(server, "system:serviceaccount:kube-system:kube-dns", &[]), work.clone());
+    let dns = coxswain_proxy::dns::run(
+        dns,
+        client(server, "coredns", "system:serviceaccount:kube-system:kube-dns", &[]),
+        work.clone(),
+    );
     tasks.spawn(async move { dns.await.context("DNS") });
     Ok(vec![plan.node_name.clone()])
 }

@@ -115,9 +115,9 @@ pub async fn a_deployment_becomes_running_pods_behind_a_service(s: &Sandbox<'_>)
 
     // By name from a pod: the short name, the full one, and the addresses it resolves to.
     let full = format!("http://web.{}.svc.cluster.local/hostname", s.namespace);
-    let one = s.kubectl(&["exec", "shell", "--", "wget", "-q", "-O-", "-T3", "http://web/hostname"]).await?;
+    let one = s.kubectl(&["exec", "shell", "--", "app", "get", "http://web/hostname"]).await?;
     ensure!(pods.contains(one.trim()), "{one} is none of {pods:?}");
-    let one = s.kubectl(&["exec", "shell", "--", "wget", "-q", "-O-", "-T3", &full]).await?;
+    let one = s.kubectl(&["exec", "shell", "--", "app", "get", &full]).await?;
     ensure!(pods.contains(one.trim()), "{one} is none of {pods:?}");
 
     // From the node by ClusterIP and NodePort, spread over every pod.
@@ -197,7 +197,9 @@ pub async fn kubectl_shows_what_upstream_shows(s: &Sandbox<'_>) -> Result<()> {
         &described,
         &["RollingUpdateStrategy:", "25% max unavailable", "ScalingReplicaSet", "Pod Template:"],
     )?;
-    let described = s.kubectl(&["describe", "pods", "-l", "app=web"]).await?;
+    // Of one pod: kubectl leaves events out where it describes several.
+    let pod = s.ready_pods("app=web").await?.into_iter().next().context("no pod is ready")?;
+    let described = s.kubectl(&["describe", "pod", &pod]).await?;
     check(
         "describe pod",
         &described,

@@ -2,8 +2,8 @@
 
 use super::read;
 use crate::flags::Flags;
-use crate::pki::{Authority, Use};
 use crate::machine::{default_ip, on_signal};
+use crate::pki::{Authority, Use};
 use anyhow::{Context, Result, bail};
 use coxswain_apiserver::authorization::Mode;
 use coxswain_apiserver::server::listen::tls_config;
@@ -98,7 +98,9 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16) -> Result<Config> {
     if accounts.signing_key_file.is_none() || accounts.key_files.is_empty() {
         // Upstream insists on keys; a server tried out alone makes its own beside its certificate.
         if !flags.is_set("cert-dir") {
-            bail!("service-account-signing-key-file and service-account-key-file are required, or --cert-dir to make them in");
+            bail!(
+                "service-account-signing-key-file and service-account-key-file are required, or --cert-dir to make them in"
+            );
         }
         let (private, public) = crate::pki::service_account_keys(Path::new(&cert_dir(flags)))?;
         accounts.signing_key_file.get_or_insert(private);

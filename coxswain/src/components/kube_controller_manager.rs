@@ -53,7 +53,9 @@ fn config(flags: &Flags) -> Result<Config> {
     }
     config.allocate_node_cidrs = flags.bool("allocate-node-cidrs")?;
     for cidr in flags.list("cluster-cidr") {
-        config.cluster_cidrs.push(cidr.parse().with_context(|| format!("invalid argument \"{cidr}\" for \"--cluster-cidr\" flag"))?);
+        config
+            .cluster_cidrs
+            .push(cidr.parse().with_context(|| format!("invalid argument \"{cidr}\" for \"--cluster-cidr\" flag"))?);
     }
     if let Some(size) = flags.parsed::<u8>("node-cidr-mask-size-ipv4")?.filter(|s| *s > 0) {
         config.node_cidr_mask_size_ipv4 = size;

@@ -15,7 +15,9 @@ pub async fn run(flags: &Flags) -> Result<()> {
     let config = config(flags)?;
     let endpoint = config.settings.container_runtime_endpoint.clone();
     if endpoint.is_empty() {
-        bail!("the container runtime endpoint address was not specified or empty, use --container-runtime-endpoint to set");
+        bail!(
+            "the container runtime endpoint address was not specified or empty, use --container-runtime-endpoint to set"
+        );
     }
     flags.warn_without_meaning();
     let runtime = Arc::new(CriClient::new(&endpoint, &config.settings.image_service_endpoint, RUNTIME_CALL_MAX)?);
