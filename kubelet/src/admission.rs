@@ -1,6 +1,7 @@
 //! Whether a pod bound to this node can run here (upstream: `lifecycle/predicate.go`, `scheduler/framework/plugins/*` as the kubelet uses
 //! them). A pod that cannot fails for good: whoever bound it, or the static file, has to know.
 
+use crate::eviction::Pressure;
 use crate::kubelet::Kubelet;
 use crate::pod::{self, PodExt, now};
 use crate::resources;
@@ -54,6 +55,7 @@ pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
     if let Some(message) = sandbox::forbidden_sysctl(pod, &kubelet.config.settings.allowed_unsafe_sysctls) {
         return Err(Rejection::new("SysctlForbidden", message));
     }
+    under_pressure(*kubelet.pressure.read(), pod)?;
     fits_resources(&kubelet.allocatable(), &others.iter().map(|p| p.as_ref()).collect::<Vec<_>>(), pod)?;
     let Some(node) = kubelet.node_object() else { return Ok(()) };
     let labels = node.metadata.labels.clone().unwrap_or_default();
@@ -80,6 +82,24 @@ pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
         return Err(Rejection::predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate"));
     }
     Ok(())
+}
+
+/// A node that runs short takes only pods that it would not evict at once.
+fn under_pressure(pressure: Pressure, pod: &Pod) -> Result<(), Rejection> {
+    let tolerates = pod.spec().tolerations.iter().flatten().any(|t| {
+        t.operator.as_deref() == Some("Exists")
+            && matches!(t.key.as_deref(), None | Some("" | "node.kubernetes.io/memory-pressure"))
+    });
+    let memory_only = pressure.memory && !pressure.disk && !pressure.pids;
+    if pressure == Pressure::default() || pod::is_critical(pod) {
+        return Ok(());
+    }
+    if memory_only && (resources::qos_class(pod) != resources::QosClass::BestEffort || tolerates) {
+        return Ok(());
+    }
+    let names = [(pressure.memory, "MemoryPressure"), (pressure.disk, "DiskPressure"), (pressure.pids, "PIDPressure")];
+    let names: Vec<&str> = names.into_iter().filter(|(holds, _)| *holds).map(|(_, name)| name).collect();
+    Err(Rejection::new("Evicted", format!("The node had condition: [{}]. ", names.join(" "))))
 }
 
 /// Amounts in messages are thousandths for CPUs and whole units otherwise, as upstream counts.

@@ -97,12 +97,7 @@ async fn collect_images(kubelet: &Kubelet) {
         };
         let in_use: HashSet<&str> =
             containers.iter().flat_map(|c| [c.image_ref.as_str(), c.image_id.as_str()]).collect();
-        let used = |image: &crate::cri::v1::Image| {
-            image.pinned
-                || in_use.contains(image.id.as_str())
-                || image.repo_digests.iter().any(|d| in_use.contains(d.as_str()))
-        };
-        let candidates: Vec<_> = images.into_iter().filter(|i| !used(i)).collect();
+        let candidates: Vec<_> = images.into_iter().filter(|i| !is_used(i, &in_use)).collect();
         unused_since.retain(|id, _| candidates.iter().any(|i| i.id == *id));
         for image in &candidates {
             unused_since.entry(image.id.clone()).or_insert_with(Instant::now);
@@ -136,6 +131,31 @@ async fn collect_images(kubelet: &Kubelet) {
             kubelet.events.node("Warning", "FreeDiskSpaceFailed", message);
         }
     }
+}
+
+/// Removes every image that no container uses, when the disk is needed now. Returns the bytes that were theirs.
+pub async fn remove_unused_images(kubelet: &Kubelet) -> u64 {
+    let (Ok(images), Ok(containers)) =
+        (kubelet.runtime.list_images().await, kubelet.runtime.list_containers(None).await)
+    else {
+        return 0;
+    };
+    let in_use: HashSet<&str> = containers.iter().flat_map(|c| [c.image_ref.as_str(), c.image_id.as_str()]).collect();
+    let mut freed = 0;
+    for image in images.iter().filter(|i| !is_used(i, &in_use)) {
+        if kubelet.runtime.remove_image(&image.id).await.is_ok() {
+            freed += image.size;
+        }
+    }
+    freed
+}
+
+fn is_used(image: &crate::cri::v1::Image, in_use: &HashSet<&str>) -> bool {
+    let sandbox = image.repo_tags.iter().any(|tag| tag.contains("/pause:"));
+    image.pinned
+        || sandbox
+        || in_use.contains(image.id.as_str())
+        || image.repo_digests.iter().any(|d| in_use.contains(d.as_str()))
 }
 
 pub async fn image_file_system(kubelet: &Kubelet) -> Option<machine::FileSystem> {

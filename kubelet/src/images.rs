@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
@@ -102,6 +102,12 @@ impl Images {
         lookup: &dyn Lookup,
     ) -> Result<String, StartError> {
         let image = with_default_tag(container.container.image.as_deref().unwrap_or_default());
+        if let Some(error) = malformed(&image) {
+            let message =
+                format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {error}");
+            self.events.pod(pod, Some(&container.field_path()), "Warning", "InspectFailed", message.clone());
+            return Err(StartError::new("InvalidImageName", message));
+        }
         let policy = container.container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
         self.ensure_image(pod, Some(container), &image, policy, sandbox, lookup).await
     }
@@ -231,6 +237,27 @@ pub fn with_default_tag(image: &str) -> String {
     }
 }
 
+/// What is wrong with an image's name (upstream: `distribution/reference`).
+fn malformed(image: &str) -> Option<String> {
+    static WHOLE: LazyLock<regex::Regex> = LazyLock::new(|| {
+        let part = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*";
+        let label = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])";
+        let host = format!(r"(?:{label}(?:\.{label})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?");
+        let text = format!(
+            r"^(?:{host}/)?{part}(?:/{part})*(?::[\w][\w.-]{{0,127}})?(?:@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{{32,}})?$"
+        );
+        regex::Regex::new(&text).expect("the expression is a constant")
+    });
+    if WHOLE.is_match(image) {
+        return None;
+    }
+    if WHOLE.is_match(&image.to_lowercase()) {
+        let name = image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(image, |(name, _)| name);
+        return Some(format!("invalid reference format: repository name ({name}) must be lowercase"));
+    }
+    Some("invalid reference format".into())
+}
+
 /// The registry an image comes from; images without one are Docker Hub's.
 fn registry_and_path(image: &str) -> (String, String) {
     match image.split_once('/') {
@@ -303,6 +330,23 @@ mod tests {
         ] {
             assert_eq!(with_default_tag(image), full);
         }
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for good in [
+            "busybox:latest",
+            "h.example.com:5000/a/b_c:1.0-x",
+            "localhost/a:1",
+            &format!("a@sha256:{}", "0".repeat(64)),
+        ] {
+            assert_eq!(malformed(good), None, "{good}");
+        }
+        assert_eq!(
+            malformed("Foo/bar:1").unwrap(),
+            "invalid reference format: repository name (Foo/bar) must be lowercase"
+        );
+        assert_eq!(malformed("a b").unwrap(), "invalid reference format");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::cri::{Runtime, v1};
 use crate::environment::{Lookup, Surroundings};
 use crate::events::Events;
+use crate::eviction;
 use crate::garbage;
 use crate::host_files;
 use crate::images::Images;
@@ -68,6 +69,7 @@ pub struct Kubelet {
     pub pods: RwLock<HashMap<String, Arc<PodHandle>>>,
     /// Whether the runtime's network is ready, and why not.
     pub network_error: RwLock<Option<String>>,
+    pub pressure: RwLock<eviction::Pressure>,
     pub shutdown: CancellationToken,
 }
 
@@ -305,6 +307,7 @@ pub async fn run(
         tokens: Tokens::default(),
         pods: RwLock::default(),
         network_error: RwLock::new(None),
+        pressure: RwLock::default(),
         runtime_version: version,
         shutdown: shutdown.clone(),
         config,
@@ -328,6 +331,7 @@ pub async fn run(
     tokio::spawn(pleg::run(kubelet.clone()));
     if real {
         tokio::spawn(garbage::run(kubelet.clone()));
+        tokio::spawn(eviction::run(kubelet.clone()));
     }
 
     let mut subscription = pod_informer.subscribe();

@@ -13,6 +13,7 @@ pub mod container_config;
 pub mod cri;
 pub mod environment;
 pub mod events;
+pub mod eviction;
 pub mod garbage;
 pub mod hollow;
 pub mod hooks;

@@ -350,10 +350,11 @@ async fn status(kubelet: &Kubelet, old: &NodeStatus, listening: Option<u16>) -> 
     *kubelet.network_error.write() = network_error(&runtime);
     let mut events = Vec::new();
     let mut conditions: Vec<NodeCondition> = Vec::new();
+    let pressure = *kubelet.pressure.read();
     let pressures = [
         (
             "MemoryPressure",
-            memory_pressure(kubelet),
+            pressure.memory,
             [
                 "KubeletHasSufficientMemory",
                 "kubelet has sufficient memory available",
@@ -364,7 +365,7 @@ async fn status(kubelet: &Kubelet, old: &NodeStatus, listening: Option<u16>) -> 
         ),
         (
             "DiskPressure",
-            disk_pressure(kubelet),
+            pressure.disk,
             [
                 "KubeletHasNoDiskPressure",
                 "kubelet has no disk pressure",
@@ -375,7 +376,7 @@ async fn status(kubelet: &Kubelet, old: &NodeStatus, listening: Option<u16>) -> 
         ),
         (
             "PIDPressure",
-            pid_pressure(kubelet),
+            pressure.pids,
             [
                 "KubeletHasSufficientPID",
                 "kubelet has sufficient PID available",
@@ -536,41 +537,4 @@ async fn images(kubelet: &Kubelet) -> Option<Vec<ContainerImage>> {
         })
         .collect();
     (!images.is_empty()).then_some(images)
-}
-
-fn memory_pressure(kubelet: &Kubelet) -> bool {
-    if !kubelet.runtime.is_real() {
-        return false;
-    }
-    let whole = i128::from(kubelet.machine.memory_bytes) * 1_000_000_000;
-    let limit = threshold(&kubelet.config.settings.eviction_hard, "memory.available", whole) / 1_000_000_000;
-    i128::from(machine::meminfo("MemAvailable")) < limit
-}
-
-fn disk_pressure(kubelet: &Kubelet) -> bool {
-    if !kubelet.runtime.is_real() {
-        return false;
-    }
-    let Some(fs) = machine::file_system(&kubelet.config.root_dir) else { return false };
-    let hard = &kubelet.config.settings.eviction_hard;
-    let short = |signal: &str, left: u64, whole: u64| {
-        let limit = threshold(hard, signal, i128::from(whole) * 1_000_000_000) / 1_000_000_000;
-        i128::from(left) < limit
-    };
-    short("nodefs.available", fs.available_bytes, fs.capacity_bytes)
-        || short("imagefs.available", fs.available_bytes, fs.capacity_bytes)
-        || fs.inodes > 0 && short("nodefs.inodesFree", fs.inodes_free, fs.inodes)
-}
-
-fn pid_pressure(kubelet: &Kubelet) -> bool {
-    let hard = &kubelet.config.settings.eviction_hard;
-    if !kubelet.runtime.is_real() || !hard.contains_key("pid.available") {
-        return false;
-    }
-    let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<i128>().ok());
-    let max = number("/proc/sys/kernel/pid_max").unwrap_or(i128::MAX);
-    let used = std::fs::read_dir("/proc")
-        .map(|d| d.flatten().filter(|e| e.file_name().as_encoded_bytes()[0].is_ascii_digit()).count())
-        .unwrap_or(0);
-    max - (used as i128) < threshold(hard, "pid.available", max * 1_000_000_000) / 1_000_000_000
 }
