@@ -20,6 +20,8 @@ const FILL_PAGE: usize = 2000;
 /// How long a reader waits for a revision (upstream: `blockTimeout` of the cacher).
 const REACH_SECONDS: u64 = 3;
 const ROOT: &str = "/registry/";
+/// How far back the caches of a new server begin, where the store remembers so much.
+const REPLAYED_REVISIONS: u64 = 8192;
 
 pub struct Feed {
     storage: Arc<dyn Storage>,
@@ -65,27 +67,64 @@ impl Feed {
     }
 
     /// Fills the caches of `stores` and follows the store from there. The feed lives as long as the returned task.
+    ///
+    /// The caches begin some way back in the store's history and catch up before this returns, so that watches which the
+    /// end of another server interrupted go on where they were.
     pub async fn start(self: &Arc<Self>, stores: Vec<Arc<Store>>) -> Result<tokio::task::JoinHandle<()>, Status> {
         let gate = self.gate.lock().await;
-        let revision = self.storage.current_revision().await.map_err(storage_status)?;
+        let now = self.storage.current_revision().await.map_err(storage_status)?;
+        let past = self.readable(Revision(now.0.saturating_sub(REPLAYED_REVISIONS))).await.map_err(storage_status)?;
         for store in &stores {
-            self.fill(store, revision).await?;
+            self.fill(store, past).await?;
         }
         self.stores.store(Arc::new(stores.into_iter().map(|s| (s.prefix().into(), s)).collect()));
-        self.progress.send_replace(revision);
+        self.replay(ROOT, past, now).await.map_err(storage_status)?;
+        self.progress.send_replace(now.max(past));
         drop(gate);
         let feed = self.clone();
         Ok(tokio::spawn(async move { feed.run().await }))
     }
 
+    /// This revision, or the oldest that the store still knows.
+    async fn readable(&self, wanted: Revision) -> Result<Revision, coxswain_storage::Error> {
+        let options = ListOptions { at: Some(wanted), limit: Some(1), from: None };
+        match self.storage.list(ROOT, options).await {
+            Ok(_) => Ok(wanted),
+            Err(coxswain_storage::Error::Compacted { oldest, .. }) => Ok(oldest),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Applies what happened to the keys under `prefix` after `past` and up to `until`. The gate is the caller's.
+    async fn replay(&self, prefix: &str, past: Revision, until: Revision) -> Result<(), coxswain_storage::Error> {
+        if past >= until {
+            return Ok(());
+        }
+        let mut stream = self.storage.changes(prefix, past).await?;
+        self.storage.request_progress().await?;
+        while let Some(changes) = stream.next().await {
+            let changes = changes?;
+            let revision = changes.revision;
+            if revision <= until {
+                self.dispatch(changes);
+            }
+            if revision >= until {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Adds a resource while the feed runs (a CustomResourceDefinition).
     pub async fn add(&self, store: Arc<Store>) -> Result<(), Status> {
         let _gate = self.gate.lock().await;
-        self.fill(&store, self.progress()).await?;
+        let now = self.progress();
+        let past = self.readable(Revision(now.0.saturating_sub(REPLAYED_REVISIONS))).await.map_err(storage_status)?;
+        self.fill(&store, past).await?;
         let mut stores = HashMap::clone(&self.stores.load());
-        stores.insert(store.prefix().into(), store);
+        stores.insert(store.prefix().into(), store.clone());
         self.stores.store(Arc::new(stores));
-        Ok(())
+        self.replay(store.prefix(), past, now).await.map_err(storage_status)
     }
 
     /// Removes a resource; its open watches end.
