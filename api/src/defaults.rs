@@ -14,7 +14,9 @@ pub fn apply(value: &mut Value, schema: &Struct) {
     }
     let Value::Object(map) = value else { return };
     for field in &schema.fields {
+        // A default that is no different from absence is no default: nothing would be written of it.
         if let Some(default) = &field.default
+            && !is_unset(field, default, schema)
             && map.get(&*field.name).is_none_or(|v| is_unset(field, v, schema))
         {
             map.insert(field.name.to_string(), default.clone());

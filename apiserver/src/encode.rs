@@ -135,7 +135,7 @@ impl Encoder {
             }
             Shape::Object => self.whole(&self.tree(object)?),
             Shape::Partial(version) if self.accepted.media == Media::Json && !self.accepted.pretty => {
-                let mut out = partial_bytes(object.metadata_json(), version);
+                let mut out = self.partial(object, version);
                 out.push(b'\n');
                 Ok(out.into())
             }
@@ -308,9 +308,19 @@ impl Encoder {
         response
     }
 
+    /// `PartialObjectMetadata` in JSON.
+    fn partial(&self, object: &Object, version: &str) -> Vec<u8> {
+        if *self.served.ty.kind != *DAEMON_SET {
+            return partial_bytes(object.metadata_json(), version);
+        }
+        let mut out = Vec::new();
+        crate::store::object::write_json(&partial_tree(&object.to_tree(), version), &mut out);
+        out
+    }
+
     fn write_item(&self, object: &Object, items: Items, out: &mut Vec<u8>) {
         match items {
-            Items::Partial(version) => out.extend_from_slice(&partial_bytes(object.metadata_json(), version)),
+            Items::Partial(version) => out.extend_from_slice(&self.partial(object, version)),
             Items::Objects if self.served.is_hub() && !self.served.custom => object.write_item(out),
             Items::Objects => match self.json(object) {
                 Ok(json) if self.served.custom => out.extend_from_slice(&json),
@@ -382,7 +392,7 @@ impl Encoder {
         let json = match self.accepted.shape {
             Shape::Object if self.accepted.media == Media::Json => self.json(object)?,
             Shape::Partial(version) | Shape::PartialList(version) if self.accepted.media == Media::Json => {
-                partial_bytes(object.metadata_json(), version).into()
+                self.partial(object, version).into()
             }
             Shape::Table(version) => {
                 let tree = self.tree(object)?;
@@ -471,8 +481,21 @@ fn partial_bytes(metadata: &[u8], version: &str) -> Vec<u8> {
     out
 }
 
+const DAEMON_SET: &str = "DaemonSet";
+
+/// A field that became an annotation: upstream makes one of the other when it encodes, but not for metadata alone.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 fn partial_tree(tree: &Value, version: &str) -> Value {
-    let metadata = tree.get("metadata").cloned().unwrap_or_else(|| json!({}));
+    let mut metadata = tree.get("metadata").cloned().unwrap_or_else(|| json!({}));
+    if tree.get("kind").is_some_and(|kind| kind == DAEMON_SET)
+        && let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut)
+        && annotations.remove(TEMPLATE_GENERATION).is_some()
+        && annotations.is_empty()
+        && let Some(metadata) = metadata.as_object_mut()
+    {
+        metadata.remove("annotations");
+    }
     json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": metadata})
 }
 

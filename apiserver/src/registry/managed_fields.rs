@@ -3,6 +3,8 @@
 //! The reckoning itself is [`coxswain_api::managed_fields`]; here it learns the versions of the resource and the scale
 //! subresource's paths.
 
+use super::resource::ScalePaths;
+use coxswain_api::catalogue::GroupVersion;
 use coxswain_api::field_set::Set;
 use coxswain_api::managed_fields::{self as fields, scale};
 use coxswain_api::schema::{StructRef, builtin};
@@ -20,8 +22,7 @@ pub struct Writer<'a> {
     pub reset: &'static [&'static str],
 }
 
-/// The other versions of the writer's kind. Where versions differ in more than their name, the conversion of the registry
-/// knows how.
+/// The other versions of the writer's kind. Those of a custom resource differ in no more than their name.
 struct Siblings<'a>(&'a Writer<'a>);
 
 impl fields::Versions for Siblings<'_> {
@@ -36,7 +37,8 @@ impl fields::Versions for Siblings<'_> {
 
     fn convert(&self, object: &Value, api_version: &str) -> Option<Value> {
         let mut object = object.clone();
-        object.as_object_mut()?.insert("apiVersion".into(), api_version.into());
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        coxswain_api::conversion::convert(&mut object, &GroupVersion { group: group.into(), version: version.into() });
         Some(object)
     }
 }
@@ -76,6 +78,8 @@ pub fn describe(config: &Value, writer: &Writer<'_>) -> String {
 pub struct ScaleHandler {
     entries: Option<Value>,
     api_version: String,
+    /// Where a custom resource keeps its replicas.
+    custom: Option<Vec<String>>,
 }
 
 const REPLICAS: &[&str] = &["spec", "replicas"];
@@ -84,20 +88,28 @@ const REPLICAS: &[&str] = &["spec", "replicas"];
 const PATHS: scale::Mappings<'static> = &[("v1", Some(REPLICAS)), ("apps/v1", Some(REPLICAS))];
 
 impl ScaleHandler {
-    pub fn new(object: &Value, api_version: &str) -> Self {
-        Self { entries: fields::entries_of(object).cloned(), api_version: api_version.to_owned() }
+    pub fn new(object: &Value, api_version: &str, paths: Option<&ScalePaths>) -> Self {
+        let entries = fields::entries_of(object).cloned();
+        Self { entries, api_version: api_version.to_owned(), custom: paths.map(|p| p.spec.clone()) }
+    }
+
+    fn with_mappings<R>(&self, then: impl FnOnce(scale::Mappings<'_>) -> R) -> R {
+        let Some(path) = &self.custom else { return then(PATHS) };
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        then(&[(&self.api_version, Some(&path))])
     }
 
     /// Gives the scale the entries of whoever owns the number of replicas.
     pub fn to_subresource(&self, scale: &mut Value) {
         // A list that cannot be read is as good as none, as everywhere.
-        fields::set_entries(scale, scale::to_scale(self.entries.as_ref(), PATHS).unwrap_or_default());
+        fields::set_entries(scale, self.with_mappings(|m| scale::to_scale(self.entries.as_ref(), m)).unwrap_or_default());
     }
 
     /// Gives the object the entries that follow from what a write left in the scale.
     pub fn to_parent(&self, scale: &Value, object: &mut Value) {
         let scaled = fields::entries_of(scale);
-        if let Ok(entries) = scale::to_parent(self.entries.as_ref(), scaled, &self.api_version, PATHS) {
+        let entries = self.with_mappings(|m| scale::to_parent(self.entries.as_ref(), scaled, &self.api_version, m));
+        if let Ok(entries) = entries {
             fields::set_entries(object, entries);
         }
     }

@@ -2,25 +2,15 @@
 
 use super::checks;
 use super::core::pod_spec::{self, Options};
+pub use super::defaults::child_mut as map_at;
+use super::defaults::set_default;
 use super::metadata;
 use coxswain_api::field::{BadValue, Error, ErrorList, View};
 use coxswain_api::selector::Selector;
-use coxswain_api::{Map, Value, json, names};
+use coxswain_api::{Value, json, names};
 
 pub const SELECTOR_MISMATCH: &str = "`selector` does not match template `labels`";
 const MORE_THAN_REPLICAS: &str = "cannot be greater than status.replicas";
-
-/// The value at `key`, made an empty map if it is none.
-pub fn map_at<'a>(object: &'a mut Value, key: &str) -> &'a mut Value {
-    if !object.is_object() {
-        *object = Value::Object(Map::new());
-    }
-    let at = &mut object[key];
-    if !at.is_object() {
-        *at = Value::Object(Map::new());
-    }
-    at
-}
 
 /// Sets a field that is absent, null or an empty string.
 pub fn default_to(owner: &mut Value, key: &str, value: impl Into<Value>) {
@@ -36,11 +26,7 @@ pub fn default_to(owner: &mut Value, key: &str, value: impl Into<Value>) {
 
 /// Sets a pointer field that is absent or null.
 pub fn default_absent(owner: &mut Value, key: &str, value: impl Into<Value>) {
-    if owner.get(key).is_none_or(Value::is_null)
-        && let Some(map) = owner.as_object_mut()
-    {
-        map.insert(key.to_owned(), value.into());
-    }
+    set_default(owner, key, || value.into());
 }
 
 /// Makes `template` and its spec, if absent, and fills in its defaults.

@@ -14,12 +14,6 @@ impl Resource for ReplicationControllers {
     fn set_defaults(&self, object: &mut Value) {
         let spec = workload::map_at(object, "spec");
         workload::default_absent(spec, "replicas", 1);
-        // The schema states a default that is no different from absence.
-        if spec.get("minReadySeconds").and_then(Value::as_i64) == Some(0)
-            && let Some(spec) = spec.as_object_mut()
-        {
-            spec.remove("minReadySeconds");
-        }
         if !spec.get("template").is_some_and(Value::is_object) {
             return;
         }
