@@ -63,6 +63,11 @@ impl Variables {
         }
     }
 
+    /// What an expression describes, as a tree.
+    pub(super) fn tree(&self, expression: &str) -> Result<Value, String> {
+        to_tree(&self.evaluate(expression)?)
+    }
+
     pub(super) fn text(&self, expression: &str) -> Result<String, String> {
         match self.evaluate(expression)? {
             CelValue::String(text) => Ok(text.to_string()),
@@ -102,6 +107,92 @@ fn to_cel(value: &Value) -> CelValue {
             CelValue::Map(Map { map: Arc::new(map) })
         }
     }
+}
+
+fn to_tree(value: &CelValue) -> Result<Value, String> {
+    Ok(match value {
+        CelValue::Null => Value::Null,
+        CelValue::Bool(b) => Value::Bool(*b),
+        CelValue::Int(n) => (*n).into(),
+        CelValue::UInt(n) => (*n).into(),
+        CelValue::Float(n) => (*n).into(),
+        CelValue::String(s) => Value::String(s.to_string()),
+        CelValue::List(list) => Value::Array(list.iter().map(to_tree).collect::<Result<_, _>>()?),
+        CelValue::Map(map) => {
+            let entry = |(key, value): (&Key, &CelValue)| match key {
+                Key::String(key) => Ok((key.to_string(), to_tree(value)?)),
+                _ => Err("a key of an object is not a string".to_owned()),
+            };
+            Value::Object(map.map.iter().map(entry).collect::<Result<_, String>>()?)
+        }
+        _ => return Err("the expression gives something that no object holds".into()),
+    })
+}
+
+/// Rewrites the construction of objects, `Object.spec{replicas: 1}` and `JSONPatch{op: "add"}`, to that of maps with the
+/// same fields. The types themselves are not checked: the schema does that when the change is decoded.
+pub(super) fn construct_maps(expression: &str) -> String {
+    let mut out = String::with_capacity(expression.len() + 16);
+    // For every open brace, whether it is of an object, whose keys are names of fields.
+    let mut braces: Vec<bool> = Vec::new();
+    let mut rest = expression;
+    let mut key_may_follow = false;
+    while let Some(c) = rest.chars().next() {
+        if c == '"' || c == '\'' {
+            let end = string_end(rest, c);
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+            key_may_follow = false;
+            continue;
+        }
+        if c.is_alphabetic() || c == '_' {
+            let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '.').unwrap_or(rest.len());
+            let (word, after) = rest.split_at(end);
+            let constructs = word == "JSONPatch" || word == "Object" || word.starts_with("Object.");
+            if constructs && after.trim_start().starts_with('{') {
+                out.push('{');
+                braces.push(true);
+                rest = &after.trim_start()[1..];
+                key_may_follow = true;
+                continue;
+            }
+            if key_may_follow && braces.last() == Some(&true) && after.trim_start().starts_with(':') {
+                out.push_str(&format!("\"{word}\""));
+            } else {
+                out.push_str(word);
+            }
+            rest = after;
+            key_may_follow = false;
+            continue;
+        }
+        match c {
+            '{' => braces.push(false),
+            '}' => {
+                braces.pop();
+            }
+            _ => {}
+        }
+        if !c.is_whitespace() {
+            key_may_follow = c == ',' || c == '{';
+        }
+        out.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
+/// Where a string literal ends, its closing quote included.
+fn string_end(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
 }
 
 /// What an expression has to give.
@@ -265,5 +356,26 @@ mod tests {
         assert_eq!(variables.is_true("oldObject == null && object.data.n < 4 && !has(object.spec)"), Ok(true));
         variables.define("size", variables.evaluate("object.data.size()").unwrap());
         assert_eq!(variables.text("'has ' + string(variables.size)").as_deref(), Ok("has 1"));
+    }
+
+    #[test]
+    fn objects_are_constructed_as_maps() {
+        let made = construct_maps(
+            r#"Object{metadata: Object.metadata{labels: {"a: b{": c.d ? "x" : y}}, spec: [JSONPatch{op: 'add'}]}"#,
+        );
+        assert_eq!(made, r#"{"metadata": {"labels": {"a: b{": c.d ? "x" : y}}, "spec": [{"op": 'add'}]}"#);
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_expression_is_told_with_its_place() {
+        let names = ["object"];
+        assert_eq!(check("object.x.all(y, y > 1)", Wanted::Bool, &names), None);
+        assert_eq!(check("1 + 1", Wanted::Bool, &names).as_deref(), Some("must evaluate to bool but got int"));
+        assert_eq!(
+            check("foo.bar", Wanted::Bool, &names).as_deref(),
+            Some(
+                "compilation failed: ERROR: <input>:1:1: undeclared reference to 'foo' (in container '')\n | foo.bar\n | ^"
+            )
+        );
     }
 }

@@ -1,4 +1,8 @@
-//! ValidatingAdmissionPolicies: rules in CEL, bound to what they are for (upstream: `admission/plugin/policy/validating`).
+//! Admission policies: rules in CEL, bound to what they are for (upstream: `admission/plugin/policy`).
+
+mod mutating;
+
+pub use mutating::MutatingAdmissionPolicy;
 
 use super::cel::{Variables, conditions_hold};
 use super::matching::{is_exempt, namespace_of, request, rules_match, selectors_match};
@@ -12,8 +16,20 @@ use std::sync::Arc;
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
+/// `ValidatingAdmissionPolicy`
 pub struct ValidatingAdmissionPolicy {
-    pub objects: Arc<dyn Objects>,
+    common: Common,
+}
+
+impl ValidatingAdmissionPolicy {
+    pub fn new(objects: Arc<dyn Objects>) -> Self {
+        Self { common: Common { objects } }
+    }
+}
+
+/// What policies of both kinds share: whom they are for, and their parameters.
+struct Common {
+    objects: Arc<dyn Objects>,
 }
 
 /// Why a policy says no.
@@ -23,7 +39,7 @@ struct Denial {
     reason: String,
 }
 
-impl ValidatingAdmissionPolicy {
+impl Common {
     async fn matches(&self, criteria: &Value, all_if_empty: bool, attributes: &Attributes<'_>) -> Result<bool, Status> {
         if rules_match(&criteria["excludeResourceRules"], attributes) {
             return Ok(false);
@@ -94,38 +110,43 @@ impl ValidatingAdmissionPolicy {
         }
         Ok(found.into_iter().map(Some).collect())
     }
+}
 
-    fn evaluate(&self, policy: &Value, variables: &mut Variables) -> Vec<Denial> {
-        let spec = &policy["spec"];
-        let fails = spec["failurePolicy"] != "Ignore";
-        let error = |message: String| Denial { message, reason: "Invalid".into() };
-        match conditions_hold(&spec["matchConditions"], variables) {
+/// What a policy says of a request.
+fn evaluate(policy: &Value, variables: &mut Variables) -> Vec<Denial> {
+    let spec = &policy["spec"];
+    let fails = spec["failurePolicy"] != "Ignore";
+    let error = |message: String| Denial { message, reason: "Invalid".into() };
+    match conditions_hold(&spec["matchConditions"], variables) {
+        Ok(true) => {}
+        Ok(false) => return Vec::new(),
+        Err(why) if fails => return vec![error(why)],
+        Err(_) => return Vec::new(),
+    }
+    define_variables(spec, variables);
+    let mut denials = Vec::new();
+    for validation in spec["validations"].as_array().into_iter().flatten() {
+        let expression = validation["expression"].as_str().unwrap_or_default().trim();
+        match variables.is_true(expression) {
             Ok(true) => {}
-            Ok(false) => return Vec::new(),
-            Err(why) if fails => return vec![error(why)],
-            Err(_) => return Vec::new(),
-        }
-        // A variable that cannot be computed is an error only for those who use it.
-        for variable in spec["variables"].as_array().into_iter().flatten() {
-            let name = variable["name"].as_str().unwrap_or_default();
-            if let Ok(value) = variables.evaluate(variable["expression"].as_str().unwrap_or_default().trim()) {
-                variables.define(name, value);
+            Ok(false) => {
+                let reason = validation["reason"].as_str().unwrap_or("Invalid").to_owned();
+                denials.push(Denial { message: message(validation, expression, variables), reason });
             }
+            Err(why) if fails => denials.push(error(format!("expression '{expression}' resulted in error: {why}"))),
+            Err(_) => {}
         }
-        let mut denials = Vec::new();
-        for validation in spec["validations"].as_array().into_iter().flatten() {
-            let expression = validation["expression"].as_str().unwrap_or_default().trim();
-            match variables.is_true(expression) {
-                Ok(true) => {}
-                Ok(false) => {
-                    let reason = validation["reason"].as_str().unwrap_or("Invalid").to_owned();
-                    denials.push(Denial { message: message(validation, expression, variables), reason });
-                }
-                Err(why) if fails => denials.push(error(format!("expression '{expression}' resulted in error: {why}"))),
-                Err(_) => {}
-            }
+    }
+    denials
+}
+
+/// A variable that cannot be computed is an error only for those who use it.
+fn define_variables(spec: &Value, variables: &mut Variables) {
+    for variable in spec["variables"].as_array().into_iter().flatten() {
+        let name = variable["name"].as_str().unwrap_or_default();
+        if let Ok(value) = variables.evaluate(variable["expression"].as_str().unwrap_or_default().trim()) {
+            variables.define(name, value);
         }
-        denials
     }
 }
 
@@ -148,22 +169,22 @@ impl Plugin for ValidatingAdmissionPolicy {
     }
 
     async fn validate(&self, attributes: &Attributes<'_>) -> Result<(), Status> {
-        let bindings = self.objects.list(GROUP, "validatingadmissionpolicybindings", None);
+        let bindings = self.common.objects.list(GROUP, "validatingadmissionpolicybindings", None);
         if bindings.is_empty() || is_exempt(attributes) {
             return Ok(());
         }
-        for policy in self.objects.list(GROUP, "validatingadmissionpolicies", None) {
+        for policy in self.common.objects.list(GROUP, "validatingadmissionpolicies", None) {
             let name = policy["metadata"]["name"].as_str().unwrap_or_default();
             let bound: Vec<_> = bindings.iter().filter(|b| b["spec"]["policyName"] == name).collect();
-            if bound.is_empty() || !self.matches(&policy["spec"]["matchConstraints"], false, attributes).await? {
+            if bound.is_empty() || !self.common.matches(&policy["spec"]["matchConstraints"], false, attributes).await? {
                 continue;
             }
-            let namespace = namespace_of(attributes, &self.objects).await?;
+            let namespace = namespace_of(attributes, &self.common.objects).await?;
             for binding in bound {
-                if !self.matches(&binding["spec"]["matchResources"], true, attributes).await? {
+                if !self.common.matches(&binding["spec"]["matchResources"], true, attributes).await? {
                     continue;
                 }
-                let denials = match self.params(&policy, binding, attributes) {
+                let denials = match self.common.params(&policy, binding, attributes) {
                     Err(why) if policy["spec"]["failurePolicy"] == "Ignore" => {
                         tracing::debug!(policy = name, %why, "a policy is ignored");
                         continue;
@@ -181,7 +202,7 @@ impl Plugin for ValidatingAdmissionPolicy {
                             variables.set("request", Some(&request(attributes)));
                             variables.set("params", param.as_deref());
                             variables.set("namespaceObject", namespace.as_deref());
-                            denials.extend(self.evaluate(&policy, &mut variables));
+                            denials.extend(evaluate(&policy, &mut variables));
                         }
                         denials
                     }
