@@ -3,11 +3,18 @@
 
 use std::net::SocketAddr;
 
-use coxswain_client::{Client, Informers};
+use coxswain_client::Client;
 use tokio_util::sync::CancellationToken;
 
+pub mod conntrack;
 pub mod dns;
+pub mod endpoints;
+pub mod health;
+pub mod model;
 pub mod nft;
+pub mod proxier;
+pub mod rules;
+pub mod table;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -44,11 +51,8 @@ pub enum Error {
 }
 
 /// Keeps the node's rules as the services and their endpoints say, until the shutdown. The rules stay.
-pub async fn run(_config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
-    let informers = Informers::new(client);
-    shutdown.cancelled().await;
-    informers.stop();
-    Ok(())
+pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
+    proxier::run(config, client, shutdown).await
 }
 
 /// Removes all tables of the proxy.

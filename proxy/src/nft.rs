@@ -34,9 +34,22 @@ pub async fn apply(script: &str) -> Result<(), Error> {
 
 /// Removes the tables, whether they are there or not. A machine without nft has none.
 pub async fn delete_tables() -> Result<(), Error> {
-    let script: String = FAMILIES.iter().map(|f| format!("add table {f} {TABLE}\ndelete table {f} {TABLE}\n")).collect();
+    let script: String =
+        FAMILIES.iter().map(|f| format!("add table {f} {TABLE}\ndelete table {f} {TABLE}\n")).collect();
     match apply(&script).await {
         Err(Error::Spawn(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// Whether the table of a family stands, with the chain that everything goes through.
+pub async fn is_there(ipv6: bool) -> bool {
+    let status = Command::new("nft")
+        .args(["list", "chain", FAMILIES[usize::from(ipv6)], TABLE, "services"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    status.await.is_ok_and(|status| status.success())
 }
