@@ -151,6 +151,8 @@ impl Controller {
         match result {
             Ok(_) => Ok(()),
             Err(error) if errors::has_cause(&error, "NamespaceTerminating") => Ok(()),
+            // The informer has not shown the last write yet.
+            Err(error) if errors::is_conflict(&error) || errors::is_already_exists(&error) => Err(error),
             Err(error) => {
                 let message =
                     format!("Failed to {verb} endpoint {}/{}: {}", key.namespace, key.name, errors::message(&error));

@@ -28,6 +28,8 @@ pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
 const CONTROLLER: &str = "endpointslice-controller.k8s.io";
+/// How long the informer is given to show what was written.
+const STALE_DELAY: std::time::Duration = std::time::Duration::from_millis(20);
 
 struct Controller {
     context: Context,
@@ -37,6 +39,7 @@ struct Controller {
     nodes: Store<Node>,
     queue: WorkQueue<ObjectKey>,
     triggers: Mutex<HashMap<ObjectKey, trigger::Tracker>>,
+    written: Written,
 }
 
 /// Index of slices by namespace and service, as `NAMESPACE/SERVICE`.
@@ -63,6 +66,7 @@ pub async fn run(context: Context) {
         nodes: nodes.store(),
         queue: WorkQueue::new(),
         triggers: Mutex::default(),
+        written: Written::default(),
         context: context.clone(),
     });
     let feeds = async {
@@ -71,6 +75,7 @@ pub async fn run(context: Context) {
                 let key = ObjectKey::of(event.object().as_ref());
                 if let Event::Deleted(_) = event {
                     controller.triggers.lock().remove(&key);
+                    controller.written.forget(&key);
                 }
                 controller.queue.add(key);
             }),
@@ -142,7 +147,10 @@ impl Controller {
                 enqueue(old);
                 enqueue(new);
             }
-            Event::Deleted(slice) => enqueue(slice),
+            Event::Deleted(slice) => {
+                self.written.deleted(slice);
+                enqueue(slice);
+            }
         }
     }
 
@@ -180,6 +188,11 @@ impl Controller {
                 owners::label(&slice.metadata, MANAGED_BY) == Some(CONTROLLER) && !owners::is_deleting(&slice.metadata)
             })
             .collect();
+        if self.written.is_ahead(&key, &self.slices) {
+            // Planning from slices that do not show the last writes would write them again.
+            self.queue.add_after(key, STALE_DELAY);
+            return Ok(());
+        }
         let trigger = self.triggers.lock().entry(key.clone()).or_default().next(&service, &pods);
         let (groups, missing_node) = build::groups(&service, &pods, &self.nodes);
         let desired = Desired {
@@ -192,9 +205,12 @@ impl Controller {
             trigger,
         };
         let plan = plan::plan(desired, &existing, self.context.config.endpoints_per_slice_max);
-        if let Err(error) = apply(&self.context, plan).await {
+        if let Err(error) = apply(&self.context, &self.written, &key, plan).await {
             if errors::has_cause(&error, "NamespaceTerminating") {
                 return Ok(());
+            }
+            if errors::is_conflict(&error) {
+                return Err(error);
             }
             self.context.recorder.warning(
                 &events::reference(service.as_ref()),
@@ -216,8 +232,46 @@ impl Controller {
     }
 }
 
+/// The versions of slices that were written last, by service and name, until the informer shows them.
+#[derive(Default)]
+struct Written(Mutex<HashMap<ObjectKey, HashMap<String, u64>>>);
+
+fn version(slice: &EndpointSlice) -> u64 {
+    slice.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+impl Written {
+    fn note(&self, service: &ObjectKey, slice: &EndpointSlice) {
+        let name = owners::name(&slice.metadata).to_owned();
+        self.0.lock().entry(service.clone()).or_default().insert(name, version(slice));
+    }
+
+    fn deleted(&self, slice: &EndpointSlice) {
+        let Some(service) = owners::label(&slice.metadata, SERVICE_NAME) else { return };
+        let service = ObjectKey::new(owners::namespace(&slice.metadata), service);
+        if let Some(versions) = self.0.lock().get_mut(&service) {
+            versions.remove(owners::name(&slice.metadata));
+        }
+    }
+
+    fn forget(&self, service: &ObjectKey) {
+        self.0.lock().remove(service);
+    }
+
+    /// Whether a slice was written that the store does not show yet.
+    fn is_ahead(&self, service: &ObjectKey, slices: &Store<EndpointSlice>) -> bool {
+        let mut written = self.0.lock();
+        let Some(versions) = written.get_mut(service) else { return false };
+        versions.retain(|name, written| {
+            let shown = slices.get(&service.namespace, name).map_or(0, |slice| version(&slice));
+            shown < *written
+        });
+        !versions.is_empty()
+    }
+}
+
 /// Carries a plan out.
-async fn apply(context: &Context, plan: Plan) -> Result<(), kube::Error> {
+async fn apply(context: &Context, written: &Written, service: &ObjectKey, plan: Plan) -> Result<(), kube::Error> {
     let client = &context.client;
     let mut deletes = plan.delete;
     let mut updates = plan.update;
@@ -231,14 +285,19 @@ async fn apply(context: &Context, plan: Plan) -> Result<(), kube::Error> {
             slice.metadata.resource_version = old.metadata.resource_version;
             updates.push(slice);
         } else {
-            objects::create(client, &slice).await?;
+            written.note(service, &objects::create(client, &slice).await?);
         }
     }
     for slice in updates {
-        errors::ignore_not_found(objects::update(client, &slice).await)?;
+        match errors::ignore_not_found(objects::update(client, &slice).await)? {
+            Some(slice) => written.note(service, &slice),
+            // Somebody deleted it: the next round plans without it.
+            None => written.deleted(&slice),
+        }
     }
     pod_control::for_each(deletes, |slice| async move {
         let key = ObjectKey::of(&slice);
+        written.deleted(&slice);
         errors::ignore_not_found(objects::delete::<EndpointSlice>(client, &key, &Deletion::default()).await).map(drop)
     })
     .await

@@ -138,6 +138,8 @@ pub(super) fn calculate(deployment: &Deployment, sets: &Sets) -> DeploymentStatu
     let sum = |count: fn(&ReplicaSet) -> i32| sets.all().map(count).sum::<i32>();
     let actual = |set: &ReplicaSet| set.status.as_ref().map_or(0, |status| status.replicas);
     let total = sum(|set| set.status.as_ref().map_or(0, |status| status.replicas));
+    // What is asked for and not available, whether or not there is a pod for it.
+    let wanted = sum(rollout::size);
     let available = sum(|set| set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0));
     let ready = sum(|set| set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0));
     let terminating: Option<i32> =
@@ -150,7 +152,7 @@ pub(super) fn calculate(deployment: &Deployment, sets: &Sets) -> DeploymentStatu
         updated_replicas: some(sets.new.as_ref().map_or(0, actual)),
         ready_replicas: some(ready),
         available_replicas: some(available),
-        unavailable_replicas: some((total - available).max(0)),
+        unavailable_replicas: some((wanted - available).max(0)),
         terminating_replicas: terminating,
         collision_count: before.collision_count,
         conditions: before.conditions,

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{EndpointAddress, Endpoints, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 
 use super::plan::{self, Desired, Group, TRIGGER_TIME};
-use super::{BY_SERVICE, MANAGED_BY, SERVICE_NAME};
+use super::{BY_SERVICE, MANAGED_BY, SERVICE_NAME, STALE_DELAY, Written};
 use crate::Context;
 use crate::common::drive::{drive, feed};
 use crate::common::owners;
@@ -23,6 +23,7 @@ struct Controller {
     services: Store<Service>,
     slices: Store<EndpointSlice>,
     queue: WorkQueue<ObjectKey>,
+    written: Written,
 }
 
 pub async fn run(context: Context) {
@@ -36,6 +37,7 @@ pub async fn run(context: Context) {
         services: services.store(),
         slices: slices.store(),
         queue: WorkQueue::new(),
+        written: Written::default(),
         context: context.clone(),
     });
     let queue = &controller.queue;
@@ -45,6 +47,9 @@ pub async fn run(context: Context) {
             feed(&services, |event| queue.add(ObjectKey::of(event.object().as_ref()))),
             feed(&slices, |event| {
                 let slice = event.object();
+                if let Event::Deleted(slice) = &event {
+                    controller.written.deleted(slice);
+                }
                 if !matches!(event, Event::Added(_))
                     && owners::label(&slice.metadata, MANAGED_BY) == Some(CONTROLLER)
                     && let Some(service) = owners::label(&slice.metadata, SERVICE_NAME)
@@ -76,6 +81,10 @@ impl Controller {
                 owners::label(&slice.metadata, MANAGED_BY) == Some(CONTROLLER) && !owners::is_deleting(&slice.metadata)
             })
             .collect();
+        if self.written.is_ahead(&key, &self.slices) {
+            self.queue.add_after(key, STALE_DELAY);
+            return Ok(());
+        }
         let endpoints = self.endpoints.get_key(&key).filter(|endpoints| is_mirrored(endpoints));
         let service = self.services.get_key(&key).filter(|service| {
             let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
@@ -90,7 +99,7 @@ impl Controller {
                 ..plan::Plan::default()
             },
         };
-        super::apply(&self.context, plan).await
+        super::apply(&self.context, &self.written, &key, plan).await
     }
 }
 
