@@ -2,6 +2,7 @@
 //! (upstream: `kube-apiserver/app/server.go` and `genericapiserver`).
 
 pub mod bootstrap;
+pub mod conditions;
 pub mod custom;
 pub mod listen;
 pub mod objects;
@@ -92,6 +93,7 @@ pub struct Server {
     feed: tokio::task::JoinHandle<()>,
     bootstrap: tokio::task::JoinHandle<()>,
     custom: tokio::task::JoinHandle<()>,
+    conditions: tokio::task::JoinHandle<()>,
 }
 
 impl Server {
@@ -131,8 +133,9 @@ impl Server {
         });
         objects.attach(&front);
         let custom = tokio::spawn(custom::run(front.clone(), objects.clone(), for_custom));
+        let conditions = tokio::spawn(conditions::run(front.clone(), objects.clone()));
         let bootstrap = tokio::spawn(bootstrap::run(front.clone(), objects.clone(), config));
-        Ok(Server { front, objects, resources, stop, feed: following, bootstrap, custom })
+        Ok(Server { front, objects, resources, stop, feed: following, bootstrap, custom, conditions })
     }
 
     /// Waits until everything that every cluster has was created.
@@ -166,6 +169,7 @@ impl Server {
         let _ = self.stop.send(true);
         self.bootstrap.abort();
         self.custom.abort();
+        self.conditions.abort();
         // Requests under way still read from the caches for a moment.
         tokio::time::sleep(Duration::from_millis(50)).await;
         self.feed.abort();

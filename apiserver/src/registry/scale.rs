@@ -117,7 +117,7 @@ impl Change for ScaleChange<'_> {
         let Some(current) = current else { return Err(call.not_found(call.name())) };
         let live = convert::from_hub(call, current)?;
         let api_version = call.ty().group_version.api_version();
-        let handler = managed_fields::ScaleHandler::new(&live, &api_version);
+        let handler = managed_fields::ScaleHandler::new(&live, &api_version, call.strategy().scale_paths());
         let mut old_scale = of_resource(call.strategy(), &live, false)?;
         handler.to_subresource(&mut old_scale);
         let shape = call.shape();

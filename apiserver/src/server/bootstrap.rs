@@ -3,6 +3,8 @@
 //!
 //! The server writes through its own pipeline as `system:apiserver`.
 
+mod flow_control;
+
 use super::Config;
 use crate::authentication::MASTERS;
 use crate::front::Front;
@@ -38,7 +40,7 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
                 "start-system-namespaces-controller" => namespaces(&*objects).await,
                 "rbac/bootstrap-roles" => crate::registry::rbac::bootstrap::reconcile(&*objects).await,
                 "scheduling/bootstrap-system-priority-classes" => priority_classes(&*objects).await,
-                "priority-and-fairness-config-producer" => flow_control(&*objects).await,
+                "priority-and-fairness-config-producer" => flow_control::ensure(&*objects).await,
                 "start-kubernetes-service-cidr-controller" => service_cidr(&*objects, &config).await,
                 _ => kubernetes_service(&*objects, &config).await,
             };
@@ -52,11 +54,21 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
     }
 }
 
-pub(super) async fn send(objects: &dyn Objects, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value), String> {
+/// Sends a request as the server itself. The method `APPLY` is a PATCH that applies.
+pub(super) async fn send(
+    objects: &dyn Objects,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(u16, Value), String> {
+    let (method, content_type) = match method {
+        "APPLY" => ("PATCH", "application/apply-patch+yaml"),
+        method => (method, "application/json"),
+    };
     let request = http::Request::builder()
         .method(method)
         .uri(path)
-        .header("content-type", "application/json")
+        .header("content-type", content_type)
         .header("user-agent", "kube-apiserver/v1.36.2")
         .body(Bytes::from(body.map(Value::to_string).unwrap_or_default()))
         .map_err(|e| e.to_string())?;
@@ -67,12 +79,18 @@ pub(super) async fn send(objects: &dyn Objects, method: &str, path: &str, body: 
 
 /// Creates an object unless there is one of its name.
 async fn ensure(objects: &dyn Objects, collection: &str, object: &Value) -> Result<(), String> {
+    ensure_as(objects, "kube-apiserver", collection, object).await
+}
+
+/// As [`ensure`], for the account of this field manager.
+async fn ensure_as(objects: &dyn Objects, manager: &str, collection: &str, object: &Value) -> Result<(), String> {
     let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     let (code, _) = send(objects, "GET", &format!("{collection}/{name}"), None).await?;
     if code == 200 {
         return Ok(());
     }
-    match send(objects, "POST", collection, Some(object)).await? {
+    let path = format!("{collection}?fieldManager={manager}");
+    match send(objects, "POST", &path, Some(object)).await? {
         (200 | 201 | 409, _) => Ok(()),
         (code, answer) => {
             let message = answer.get("message").and_then(Value::as_str).unwrap_or_default();
@@ -109,10 +127,6 @@ async fn priority_classes(objects: &dyn Objects) -> Result<(), String> {
         });
         ensure(objects, "/apis/scheduling.k8s.io/v1/priorityclasses", &object).await?;
     }
-    Ok(())
-}
-
-async fn flow_control(_objects: &dyn Objects) -> Result<(), String> {
     Ok(())
 }
 

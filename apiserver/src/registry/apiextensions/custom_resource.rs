@@ -139,6 +139,19 @@ impl Resource for CustomResource {
         }
     }
 
+    /// A status writer changes nothing of the metadata but who manages what.
+    fn reset_for_status(&self, object: &mut Value, old: &Value) {
+        let metadata = object.get("metadata");
+        let kept = ["managedFields", "resourceVersion"].map(|f| (f, metadata.and_then(|m| m.get(f)).cloned()));
+        object["metadata"] = old.get("metadata").cloned().unwrap_or_default();
+        for (field, value) in kept {
+            match value {
+                Some(value) => object["metadata"][field] = value,
+                None => crate::registry::metadata::remove(object, field),
+            }
+        }
+    }
+
     fn set_defaults(&self, object: &mut Value) {
         self.structural.drop_nulls(object);
     }
