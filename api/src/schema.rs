@@ -8,6 +8,7 @@ mod table;
 
 use serde_json::Value;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
@@ -147,7 +148,7 @@ pub struct Struct {
     pub fields: Vec<Field>,
     /// The type's own markers with no field here (`+union`, `+k8s:supportsSubresource=…`).
     pub markers: Vec<Box<str>>,
-    by_name: HashMap<Box<str>, u16>,
+    by_name: HashMap<Box<str>, u16, BuildHasherDefault<NameHasher>>,
     /// The fields that a canonical tree always has.
     always: Box<[u16]>,
     reaches_default: OnceLock<bool>,
@@ -198,6 +199,28 @@ impl Struct {
     /// The name of the Go type, such as `PodSpec`.
     pub fn type_name(&self) -> &str {
         self.name.rsplit('.').next().unwrap_or_default()
+    }
+}
+
+/// FNV-1a. The names in a table are the schema's own, few and short: nobody can make them collide by what they send.
+#[derive(Debug)]
+struct NameHasher(u64);
+
+impl Default for NameHasher {
+    fn default() -> Self {
+        NameHasher(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for NameHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

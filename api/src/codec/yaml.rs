@@ -102,11 +102,11 @@ mod tests {
     fn writing_quotes_what_would_read_as_something_else() {
         let mut out = Vec::new();
         encode_value(
-            &json!({"b10": "yes", "b9": "1", "a": ["x", {"k": "v", "l": []}], "t": "two\nlines", "n": null, "e": {}, "f": 1.5, "s": ""}),
+            &json!({"b10": "yes", "b9": "1", "a": ["x", {"k": "v", "l": []}], "t": "two\nlines", "n": null, "e": {}, "f": 1.5, "s": "", "d": "2001-02-03T04:05:06Z", "d2": "2001-02-03x"}),
             &mut out,
         );
         let want = concat!(
-            "a:\n- x\n- k: v\n  l: []\nb9: \"1\"\nb10: \"yes\"\ne: {}\nf: 1.5\n\"n\": null\ns: \"\"\n",
+            "a:\n- x\n- k: v\n  l: []\nb9: \"1\"\nb10: \"yes\"\nd: \"2001-02-03T04:05:06Z\"\nd2: 2001-02-03x\ne: {}\nf: 1.5\n\"n\": null\ns: \"\"\n",
             "t: |-\n  two\n  lines\n"
         );
         assert_eq!(String::from_utf8(out).unwrap(), want);

@@ -88,7 +88,41 @@ fn float(text: &str) -> Option<Value> {
 /// Whether a string must be quoted, because it would read as something else. Numbers of base 60 are strings to Go, but not
 /// to everyone.
 pub(super) fn needs_quotes(text: &str) -> bool {
-    !matches!(resolve(text), Some(Value::String(_))) || text == "<<" || is_base_60(text)
+    !matches!(resolve(text), Some(Value::String(_))) || text == "<<" || is_base_60(text) || is_timestamp(text)
+}
+
+/// Whether Go's library would take the text for a time: a date, or a date and a time of day, the latter with an offset
+/// after `T` and without after a space. It reads times as text all the same, but others may not.
+fn is_timestamp(text: &str) -> bool {
+    let b = text.as_bytes();
+    if b.len() < 8 || !b[..4].iter().all(u8::is_ascii_digit) {
+        return false;
+    }
+    // Where a separator and one or two digits in range end.
+    let part = |at: usize, before: &[u8], low: u32, high: u32| {
+        let separated = b.get(at).is_some_and(|c| before.contains(c));
+        let digits: Vec<u8> = b.iter().skip(at + 1).take(2).take_while(|c| c.is_ascii_digit()).copied().collect();
+        let value = digits.iter().fold(0, |n, c| n * 10 + u32::from(c - b'0'));
+        let fits = separated && !digits.is_empty() && (low..=high).contains(&value);
+        fits.then_some(at + 1 + digits.len())
+    };
+    let date = part(4, b"-", 1, 12).and_then(|at| part(at, b"-", 1, 31));
+    let Some(date) = date else { return false };
+    if date == b.len() {
+        return true;
+    }
+    let time = part(date, b"Tt ", 0, 23).and_then(|at| part(at, b":", 0, 59)).and_then(|at| part(at, b":", 0, 59));
+    let Some(at) = time else { return false };
+    let spaced = b[date] == b' ';
+    let mut rest = &text[at..];
+    if let Some(fraction) = rest.strip_prefix('.') {
+        rest = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
+    }
+    let offset = rest.len() == 6
+        && rest.starts_with(['+', '-'])
+        && rest.as_bytes()[3] == b':'
+        && rest[1..].bytes().enumerate().all(|(i, c)| i == 2 || c.is_ascii_digit());
+    if spaced { rest.is_empty() } else { rest == "Z" || offset }
 }
 
 fn is_base_60(text: &str) -> bool {
