@@ -7,6 +7,7 @@
 pub mod admissionregistration;
 pub mod allocators;
 pub mod apiextensions;
+pub mod apiregistration;
 pub mod apps;
 pub mod authentication;
 pub mod authorization;

@@ -41,7 +41,7 @@ static HOMES: &[Line] = &[
     ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", home!(admissionregistration::policies::Bindings { mutating: false })),
     ("admissionregistration.k8s.io", "validatingwebhookconfigurations", home!(admissionregistration::webhooks::WebhookConfigurations { mutating: false })),
     ("apiextensions.k8s.io", "customresourcedefinitions", home!(apiextensions::definition::CustomResourceDefinitions)),
-    ("apiregistration.k8s.io", "apiservices", home!(PLAIN.versioned())),
+    ("apiregistration.k8s.io", "apiservices", home!(super::apiregistration::ApiServices)),
     ("apps", "controllerrevisions", home!(apps::controller_revision::ControllerRevisions)),
     ("apps", "daemonsets", home!(apps::daemon_set::DaemonSets)),
     ("apps", "deployments", home!(apps::deployment::Deployments)),
