@@ -8,6 +8,7 @@ use crate::objects::Objects;
 use crate::request::User;
 use async_trait::async_trait;
 use coxswain_api::Status;
+use remembered::{Remembered, fingerprint};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ pub mod der;
 pub mod impersonation;
 pub mod jwt;
 pub mod keys;
+mod remembered;
 pub mod request_header;
 pub mod service_account;
 pub mod token_file;
@@ -118,6 +120,7 @@ pub struct Authentication {
     request_header: Option<request_header::RequestHeader>,
     x509: Option<x509::ClientCertificates>,
     tokens: Vec<Box<dyn TokenAuthenticator>>,
+    good_tokens: Remembered<TokenUser>,
     /// Issues and verifies service account tokens; none without keys.
     pub service_accounts: Option<Arc<service_account::ServiceAccounts>>,
     /// The audiences of this server (`--api-audiences`).
@@ -149,7 +152,8 @@ impl Authentication {
         }
         let x509 = if ca.is_empty() { None } else { Some(x509::ClientCertificates::new(&ca)?) };
         let request_header = config.request_header.as_ref().map(request_header::RequestHeader::new).transpose()?;
-        Ok(Self { anonymous: config.anonymous, request_header, x509, tokens, service_accounts, audiences })
+        let good_tokens = Remembered::default();
+        Ok(Self { anonymous: config.anonymous, request_header, x509, tokens, good_tokens, service_accounts, audiences })
     }
 
     /// Who sends this request. `Err` is the answer 401, which never says why; the reason is logged.
@@ -192,11 +196,19 @@ impl Authentication {
 
     /// Who holds this token, for one of `audiences` (upstream's TokenReview asks the same chain).
     pub async fn authenticate_token(&self, token: &str, audiences: &[String]) -> Result<TokenUser, Refused> {
+        let credential = fingerprint([token.as_bytes()].into_iter().chain(audiences.iter().map(String::as_bytes)));
+        if let Some(found) = self.good_tokens.get(&credential) {
+            return Ok(found);
+        }
         // Upstream asks its own loopback token first, which says this of every other token.
         let mut refusals = vec![Refused("invalid bearer token".into())];
         for authenticator in &self.tokens {
             match authenticator.authenticate_token(token, audiences).await {
-                Ok(Some(found)) => return Ok(TokenUser { user: with_authenticated_group(found.user), ..found }),
+                Ok(Some(found)) => {
+                    let found = TokenUser { user: with_authenticated_group(found.user), ..found };
+                    self.good_tokens.put(credential, found.clone());
+                    return Ok(found);
+                }
                 Ok(None) => {}
                 Err(e) => refusals.push(e),
             }

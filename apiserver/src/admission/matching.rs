@@ -9,6 +9,33 @@ use std::sync::Arc;
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
+/// All objects of a resource that changes seldom, read again when it did.
+pub(super) struct Remembered {
+    objects: Arc<dyn Objects>,
+    resource: &'static str,
+    kept: parking_lot::Mutex<Option<(u64, Arc<Vec<Arc<Value>>>)>>,
+}
+
+impl Remembered {
+    pub(super) fn new(objects: Arc<dyn Objects>, resource: &'static str) -> Self {
+        Self { objects, resource, kept: Default::default() }
+    }
+
+    pub(super) fn all(&self) -> Arc<Vec<Arc<Value>>> {
+        // The version first: a change while reading then only means one more reading.
+        let version = self.objects.version(GROUP, self.resource);
+        let mut kept = self.kept.lock();
+        if let Some((of, list)) = &*kept
+            && *of == version
+        {
+            return list.clone();
+        }
+        let list = Arc::new(self.objects.list(GROUP, self.resource, None));
+        *kept = Some((version, list.clone()));
+        list
+    }
+}
+
 /// Nobody but the built-in plugins may stand in the way of mending webhooks and policies.
 pub(super) fn is_exempt(attributes: &Attributes<'_>) -> bool {
     const KINDS: [&str; 6] = [

@@ -5,7 +5,7 @@ mod mutating;
 pub use mutating::MutatingAdmissionPolicy;
 
 use super::cel::{Variables, conditions_hold};
-use super::matching::{is_exempt, namespace_of, request, rules_match, selectors_match};
+use super::matching::{Remembered, is_exempt, namespace_of, request, rules_match, selectors_match};
 use super::{Attributes, Operation, Plugin};
 use crate::objects::Objects;
 use async_trait::async_trait;
@@ -14,8 +14,6 @@ use coxswain_api::status::Cause;
 use coxswain_api::{Status, Value};
 use std::sync::Arc;
 
-const GROUP: &str = "admissionregistration.k8s.io";
-
 /// `ValidatingAdmissionPolicy`
 pub struct ValidatingAdmissionPolicy {
     common: Common,
@@ -23,13 +21,15 @@ pub struct ValidatingAdmissionPolicy {
 
 impl ValidatingAdmissionPolicy {
     pub fn new(objects: Arc<dyn Objects>) -> Self {
-        Self { common: Common { objects } }
+        Self { common: Common::new(objects, "validatingadmissionpolicies", "validatingadmissionpolicybindings") }
     }
 }
 
 /// What policies of both kinds share: whom they are for, and their parameters.
 struct Common {
     objects: Arc<dyn Objects>,
+    policies: Remembered,
+    bindings: Remembered,
 }
 
 /// Why a policy says no.
@@ -40,6 +40,12 @@ struct Denial {
 }
 
 impl Common {
+    fn new(objects: Arc<dyn Objects>, policies: &'static str, bindings: &'static str) -> Self {
+        let policies = Remembered::new(objects.clone(), policies);
+        let bindings = Remembered::new(objects.clone(), bindings);
+        Self { objects, policies, bindings }
+    }
+
     async fn matches(&self, criteria: &Value, all_if_empty: bool, attributes: &Attributes<'_>) -> Result<bool, Status> {
         if rules_match(&criteria["excludeResourceRules"], attributes) {
             return Ok(false);
@@ -169,11 +175,11 @@ impl Plugin for ValidatingAdmissionPolicy {
     }
 
     async fn validate(&self, attributes: &Attributes<'_>) -> Result<(), Status> {
-        let bindings = self.common.objects.list(GROUP, "validatingadmissionpolicybindings", None);
+        let bindings = self.common.bindings.all();
         if bindings.is_empty() || is_exempt(attributes) {
             return Ok(());
         }
-        for policy in self.common.objects.list(GROUP, "validatingadmissionpolicies", None) {
+        for policy in self.common.policies.all().iter() {
             let name = policy["metadata"]["name"].as_str().unwrap_or_default();
             let bound: Vec<_> = bindings.iter().filter(|b| b["spec"]["policyName"] == name).collect();
             if bound.is_empty() || !self.common.matches(&policy["spec"]["matchConstraints"], false, attributes).await? {
@@ -184,7 +190,7 @@ impl Plugin for ValidatingAdmissionPolicy {
                 if !self.common.matches(&binding["spec"]["matchResources"], true, attributes).await? {
                     continue;
                 }
-                let denials = match self.common.params(&policy, binding, attributes) {
+                let denials = match self.common.params(policy, binding, attributes) {
                     Err(why) if policy["spec"]["failurePolicy"] == "Ignore" => {
                         tracing::debug!(policy = name, %why, "a policy is ignored");
                         continue;
@@ -202,7 +208,7 @@ impl Plugin for ValidatingAdmissionPolicy {
                             variables.set("request", Some(&request(attributes)));
                             variables.set("params", param.as_deref());
                             variables.set("namespaceObject", namespace.as_deref());
-                            denials.extend(evaluate(&policy, &mut variables));
+                            denials.extend(evaluate(policy, &mut variables));
                         }
                         denials
                     }

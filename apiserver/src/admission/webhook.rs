@@ -6,7 +6,7 @@
 mod client;
 
 use super::cel::{Variables, conditions_hold};
-use super::matching::{is_exempt, request, rules_match, selectors_match};
+use super::matching::{Remembered, is_exempt, request, rules_match, selectors_match};
 use super::{Attributes, Operation, Plugin};
 use crate::objects::Objects;
 use async_trait::async_trait;
@@ -16,8 +16,6 @@ use coxswain_api::field::go_quote;
 use coxswain_api::{Status, Value};
 use serde_json::json;
 use std::sync::Arc;
-
-const GROUP: &str = "admissionregistration.k8s.io";
 
 /// `MutatingAdmissionWebhook`
 pub struct MutatingAdmissionWebhook {
@@ -52,22 +50,23 @@ enum Failure {
 struct Caller {
     objects: Arc<dyn Objects>,
     client: Client,
-    resource: &'static str,
+    configurations: Remembered,
 }
 
 impl Caller {
     fn new(objects: Arc<dyn Objects>, resource: &'static str) -> Self {
-        Self { client: Client::new(objects.clone()), objects, resource }
+        let configurations = Remembered::new(objects.clone(), resource);
+        Self { client: Client::new(objects.clone()), objects, configurations }
     }
 
     /// The webhooks that the request is for, by the name of their configuration and then in their own order.
     async fn relevant(&self, attributes: &Attributes<'_>) -> Result<Vec<Value>, Status> {
-        let configurations = self.objects.list(GROUP, self.resource, None);
+        let configurations = self.configurations.all();
         let mut hooks = Vec::new();
         if configurations.is_empty() || is_exempt(attributes) {
             return Ok(hooks);
         }
-        for configuration in configurations {
+        for configuration in configurations.iter() {
             for hook in configuration["webhooks"].as_array().into_iter().flatten() {
                 if rules_match(&hook["rules"], attributes) && selectors_match(hook, attributes, &self.objects).await? {
                     hooks.push(hook.clone());

@@ -1,6 +1,7 @@
 //! Client certificates: the common name is the user, the organizations are the groups
 //! (upstream: `authentication/request/x509`).
 
+use super::remembered::{Remembered, fingerprint};
 use super::{CREDENTIAL_ID, ConfigError, Peer, Refused};
 use crate::request::User;
 use rustls::server::WebPkiClientVerifier;
@@ -17,6 +18,8 @@ const UID_OID: &str = "1.3.6.1.4.1.57683.2";
 /// Verifies chains against one bundle of authorities, for client authentication, at the present time.
 pub struct ClientCertificates {
     verifier: Arc<dyn ClientCertVerifier>,
+    /// Users of chains that were verified; a certificate that expires stays good for that much longer.
+    good: Remembered<Option<User>>,
 }
 
 impl ClientCertificates {
@@ -31,7 +34,7 @@ impl ClientCertificates {
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .build()
             .map_err(|e| ConfigError::Other(format!("client CA bundle: {e}")))?;
-        Ok(Self { verifier })
+        Ok(Self { verifier, good: Remembered::default() })
     }
 
     /// Checks the chain and returns its leaf; none if the client presented nothing.
@@ -46,10 +49,19 @@ impl ClientCertificates {
     }
 
     pub fn authenticate(&self, peer: &Peer) -> Result<Option<User>, Refused> {
-        match self.verify(peer)? {
-            Some(leaf) => user_of(leaf),
-            None => Ok(None),
+        if peer.certificates.is_empty() {
+            return Ok(None);
         }
+        let chain = fingerprint(peer.certificates.iter().map(Vec::as_slice));
+        if let Some(user) = self.good.get(&chain) {
+            return Ok(user);
+        }
+        let user = match self.verify(peer)? {
+            Some(leaf) => user_of(leaf)?,
+            None => None,
+        };
+        self.good.put(chain, user.clone());
+        Ok(user)
     }
 }
 

@@ -106,7 +106,7 @@ pub struct DeleteOptions {
     pub orphan_dependents: Option<bool>,
     pub propagation_policy: Option<String>,
     pub dry_run: bool,
-    dry_run_values: Vec<String>,
+    pub(super) dry_run_values: Vec<String>,
     /// As admission sees them.
     pub object: Value,
 }

@@ -1,6 +1,6 @@
 //! `MutatingAdmissionPolicy`: changes that expressions describe, as a configuration to apply or as a JSON patch.
 
-use super::{Common, GROUP, define_variables};
+use super::{Common, define_variables};
 use crate::admission::cel::{Variables, conditions_hold, construct_maps};
 use crate::admission::matching::{is_exempt, namespace_of, request};
 use crate::admission::{Attributes, Operation, Plugin};
@@ -16,7 +16,7 @@ pub struct MutatingAdmissionPolicy {
 
 impl MutatingAdmissionPolicy {
     pub fn new(objects: Arc<dyn Objects>) -> Self {
-        Self { common: Common { objects } }
+        Self { common: Common::new(objects, "mutatingadmissionpolicies", "mutatingadmissionpolicybindings") }
     }
 }
 
@@ -32,11 +32,11 @@ impl Plugin for MutatingAdmissionPolicy {
 
     async fn admit(&self, attributes: &mut Attributes<'_>) -> Result<(), Status> {
         let objects = &self.common.objects;
-        let bindings = objects.list(GROUP, "mutatingadmissionpolicybindings", None);
+        let bindings = self.common.bindings.all();
         if bindings.is_empty() || is_exempt(attributes) || attributes.object.is_none() {
             return Ok(());
         }
-        for policy in objects.list(GROUP, "mutatingadmissionpolicies", None) {
+        for policy in self.common.policies.all().iter() {
             let name = policy["metadata"]["name"].as_str().unwrap_or_default();
             let bound: Vec<_> = bindings.iter().filter(|b| b["spec"]["policyName"] == name).collect();
             if bound.is_empty() || !self.common.matches(&policy["spec"]["matchConstraints"], false, attributes).await? {
@@ -47,9 +47,9 @@ impl Plugin for MutatingAdmissionPolicy {
                 if !self.common.matches(&binding["spec"]["matchResources"], true, attributes).await? {
                     continue;
                 }
-                let result = self.common.params(&policy, binding, attributes).and_then(|params| {
+                let result = self.common.params(policy, binding, attributes).and_then(|params| {
                     let each = params.iter();
-                    each.map(|param| mutate(&policy, attributes, param.as_deref(), namespace.as_deref())).collect()
+                    each.map(|param| mutate(policy, attributes, param.as_deref(), namespace.as_deref())).collect()
                 });
                 match result {
                     Ok(()) => {}
