@@ -56,6 +56,10 @@ impl Virtual for Bindings {
                 return Err(conflict(&format!("pod {name} has non-empty .spec.schedulingGates")));
             }
             pod["spec"]["nodeName"] = target.into();
+            // Where it would have liked to run is no longer of interest.
+            if let Some(status) = pod["status"].as_object_mut() {
+                status.remove("nominatedNodeName");
+            }
             for field in ["annotations", "labels"] {
                 let given = binding.pointer(&format!("/metadata/{field}")).and_then(Value::as_object);
                 for (key, value) in given.into_iter().flatten() {
