@@ -19,6 +19,7 @@ use crate::pod_worker;
 use crate::probes::{Prober, Results};
 use crate::runtime_status::RuntimePod;
 use crate::server;
+use crate::static_pods;
 use crate::status_manager;
 use crate::volumes::token::Tokens;
 use crate::{admission, labels};
@@ -66,6 +67,8 @@ pub struct Kubelet {
     pub node_ips: RwLock<Vec<String>>,
     /// This node as the API has it.
     pub node: Store<Node>,
+    /// This node's pods as the API has them, mirrors included.
+    pub api_pods: Store<Pod>,
     pub pods: RwLock<HashMap<String, Arc<PodHandle>>>,
     /// Whether the runtime's network is ready, and why not.
     pub network_error: RwLock<Option<String>>,
@@ -191,6 +194,11 @@ impl PodHandle {
         });
     }
 
+    /// Makes the status known once more, as if it had changed.
+    pub fn tell_again(&self) {
+        self.status.send_modify(|_| {});
+    }
+
     pub fn runtime(&self) -> Arc<RuntimePod> {
         self.runtime.read().clone()
     }
@@ -303,6 +311,7 @@ pub async fn run(
         host_dns: if real { host_files::read_resolv_conf(&config.settings.resolv_conf) } else { Default::default() },
         node_ips: RwLock::new(node::addresses(&config)),
         node: node_informer.store(),
+        api_pods: pod_informer.store(),
         crash_backoff: Backoffs::new(CRASH_BACKOFF_INITIAL.min(crash_max), crash_max),
         tokens: Tokens::default(),
         pods: RwLock::default(),
@@ -328,6 +337,8 @@ pub async fn run(
     tokio::spawn(node::run(kubelet.clone(), listening));
     pod_informer.synced().await;
     let held = pods_in_runtime(&kubelet).await;
+    let (for_static, held_static) = (kubelet.clone(), held.clone());
+    tokio::spawn(static_pods::run(kubelet.clone(), move |pod| add(&for_static, pod, &held_static)));
     tokio::spawn(pleg::run(kubelet.clone()));
     if real {
         tokio::spawn(garbage::run(kubelet.clone()));
@@ -356,6 +367,12 @@ pub async fn run(
                     handle.removed();
                 }
                 add(&kubelet, new, &held);
+            }
+            Some(Event::Deleted(pod)) if pod::is_mirror(&pod) => {
+                // A static pod cannot be deleted through the API: its mirror comes back.
+                if let Some(handle) = kubelet.find(pod.namespace(), pod.name()) {
+                    handle.tell_again();
+                }
             }
             Some(Event::Deleted(pod)) => {
                 if let Some(handle) = kubelet.handle(pod.uid()) {
@@ -415,6 +432,11 @@ fn add(kubelet: &Arc<Kubelet>, pod: Arc<Pod>, held: &HashSet<String>) {
         return;
     }
     if pod::is_mirror(&pod) {
+        if pod.metadata.deletion_timestamp.is_some()
+            && let Some(handle) = kubelet.find(pod.namespace(), pod.name())
+        {
+            handle.tell_again();
+        }
         return;
     }
     let handle = Arc::new(PodHandle::new(pod.clone()));

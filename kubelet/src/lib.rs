@@ -34,6 +34,7 @@ pub mod resources;
 pub mod runtime_status;
 pub mod sandbox;
 pub mod server;
+pub mod static_pods;
 pub mod status;
 pub mod status_manager;
 pub mod volumes;

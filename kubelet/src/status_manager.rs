@@ -3,7 +3,8 @@
 //! One task a pod. Only the latest status counts: while a patch is under way newer ones replace each other.
 
 use crate::kubelet::{Kubelet, PodHandle};
-use crate::pod::PodExt;
+use crate::pod::{self, PodExt};
+use crate::static_pods;
 use crate::status::OWNED_CONDITIONS;
 use coxswain_client::backoff::Backoff;
 use coxswain_client::errors;
@@ -31,7 +32,12 @@ pub async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>) {
         if termination.borrow_and_update().removed {
             return;
         }
-        match bring(&api, &handle, &status, delete).await {
+        let brought = if pod::is_static(&handle.pod()) {
+            static_pods::show(&kubelet, &handle, &status).await
+        } else {
+            bring(&api, &handle, &status, delete).await
+        };
+        match brought {
             Ok(()) => backoff.reset(),
             // The object is gone, or another one has its name: there is nobody to tell. The informer will say so soon.
             Err(e) if errors::is_not_found(&e) || errors::is_conflict(&e) => backoff.reset(),
@@ -70,7 +76,7 @@ async fn bring(api: &Api<Pod>, handle: &PodHandle, status: &PodStatus, delete: b
 }
 
 /// The strategic merge patch from one status to another; `None` if they are the same.
-fn patch(uid: &str, from: &PodStatus, to: &PodStatus) -> Option<Value> {
+pub(crate) fn patch(uid: &str, from: &PodStatus, to: &PodStatus) -> Option<Value> {
     let (Ok(Value::Object(from)), Ok(Value::Object(mut to))) = (serde_json::to_value(from), serde_json::to_value(to))
     else {
         return None;
