@@ -135,12 +135,11 @@ impl Collector {
             keep
         });
         for resource in wanted {
-            if !watched.reflectors.contains_key(&resource) {
+            let reflected = Arc::new(resource.clone());
+            watched.reflectors.entry(resource).or_insert_with(|| {
                 let collector = self.clone();
-                let reflected = Arc::new(resource.clone());
-                let task = tokio::spawn(async move { collector.reflect(reflected).await });
-                watched.reflectors.insert(resource, task.abort_handle());
-            }
+                tokio::spawn(async move { collector.reflect(reflected).await }).abort_handle()
+            });
         }
     }
 

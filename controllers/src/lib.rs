@@ -33,6 +33,7 @@ mod podgc;
 mod replicaset;
 mod resourcequota;
 mod serviceaccount;
+mod servicecidrs;
 mod statefulset;
 mod ttl;
 mod ttlafterfinished;
@@ -89,7 +90,10 @@ async fn run_controllers(
         if !config.enables(controller) {
             continue;
         }
-        let own = identities.as_ref().map_or_else(|| client.clone(), |identities| identities(controller.identity));
+        let own = match &identities {
+            Some(identities) if !controller.identity.is_empty() => identities(controller.identity),
+            _ => client.clone(),
+        };
         let context =
             Context::new(config.clone(), informers.clone(), discovery.clone(), own, controller, shutdown.clone());
         let name = controller.name;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use coxswain_client::events;
-use coxswain_client::objects::{self, PatchKind};
+use coxswain_client::objects;
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
 use http::Method;
 use jiff::Timestamp;
@@ -80,6 +80,7 @@ pub async fn run(context: Context) {
 /// The workload that an autoscaler scales.
 struct Scale {
     path: String,
+    object: Value,
     spec: i32,
     status: i32,
     selector: String,
@@ -195,9 +196,7 @@ impl Controller {
             }
             return Ok(());
         }
-        let patch = json!({"spec": {"replicas": desired}});
-        let path = format!("{}/scale", scale.path);
-        if let Err(error) = objects::patch_at::<Value>(&self.context.client, &path, PatchKind::Merge, &patch).await {
+        if let Err(error) = self.set_scale(&scale, desired).await {
             let message = errors::message(&error);
             recorder.warning(
                 &about,
@@ -222,6 +221,17 @@ impl Controller {
         Ok(())
     }
 
+    /// Writes the scale as it was read, with another size.
+    async fn set_scale(&self, scale: &Scale, desired: i32) -> Result<(), kube::Error> {
+        let mut object = scale.object.clone();
+        object["spec"]["replicas"] = json!(desired);
+        let body = serde_json::to_vec(&object).map_err(kube::Error::SerdeError)?;
+        let path = format!("{}/scale", scale.path);
+        objects::request::<Value>(&self.context.client, Method::PUT, &path, "application/json", Some(body))
+            .await
+            .map(drop)
+    }
+
     async fn scale(&self, namespace: &str, autoscaler: &HorizontalPodAutoscaler) -> Result<Scale, kube::Error> {
         let target = autoscaler.spec.scale_target_ref.clone();
         let api_version = target.api_version.clone().unwrap_or_default();
@@ -244,6 +254,7 @@ impl Controller {
             status: number("/status/replicas"),
             selector: scale.pointer("/status/selector").and_then(Value::as_str).unwrap_or_default().to_owned(),
             path,
+            object: scale,
         })
     }
 }

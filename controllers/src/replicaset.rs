@@ -1,6 +1,7 @@
 //! Keeps as many pods as a ReplicaSet asks for, the counterpart of `pkg/controller/replicaset`. A ReplicationController is
 //! the same with another selector, and is driven by the same code, as it is upstream.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use coxswain_client::expectations::Expectations;
@@ -175,8 +176,7 @@ impl<K: Replicas> Controller<K> {
         let now = Timestamp::now();
         let mut failure = None;
         if satisfied && !owners::is_deleting(set.meta()) {
-            let related = |pod: &SlimPod| self.doubled(set.as_ref(), pod);
-            match plan::plan(view.replicas, &active, related, now) {
+            match plan::plan(view.replicas, &active, || self.related_by_node(set.as_ref()), now) {
                 plan::Action::None => {}
                 plan::Action::Create(count) => failure = self.create_pods(&name, set.as_ref(), &view, count).await,
                 plan::Action::Delete(doomed) => failure = self.delete_pods(&name, set.as_ref(), doomed).await,
@@ -234,9 +234,8 @@ impl<K: Replicas> Controller<K> {
         Ok((claimed, terminating as i32))
     }
 
-    /// How many active pods of this set and its siblings share the pod's node.
-    fn doubled(&self, set: &K, pod: &SlimPod) -> usize {
-        let node = pods::node_name(pod);
+    /// How many active pods of this set and its siblings each node has.
+    fn related_by_node(&self, set: &K) -> HashMap<String, usize> {
         let siblings = match owners::controller_of(set.meta()) {
             Some(owner) => self.sets.store().by_index(BY_CONTROLLER, &owner.uid),
             None => Vec::new(),
@@ -245,10 +244,13 @@ impl<K: Replicas> Controller<K> {
         if uids.is_empty() {
             uids.push(owners::uid(set.meta()));
         }
-        uids.iter()
-            .flat_map(|uid| self.pods.by_index(slim::BY_OWNER, uid))
-            .filter(|other| pods::is_active(other) && pods::node_name(other) == node)
-            .count()
+        let mut by_node = HashMap::new();
+        for pod in uids.iter().flat_map(|uid| self.pods.by_index(slim::BY_OWNER, uid)) {
+            if pods::is_active(&pod) {
+                *by_node.entry(pods::node_name(&pod).to_owned()).or_default() += 1;
+            }
+        }
+        by_node
     }
 
     async fn create_pods(&self, name: &str, set: &K, view: &kind::View, count: usize) -> Option<kube::Error> {

@@ -9,7 +9,7 @@ pub struct Controller {
     pub name: &'static str,
     /// The name it had before v1.28, which is still taken.
     pub alias: &'static str,
-    /// Its service account in `kube-system`.
+    /// Its service account in `kube-system`; the manager's own identity if empty.
     pub identity: &'static str,
     /// The source of its events.
     pub event_source: &'static str,
@@ -39,7 +39,7 @@ macro_rules! controller {
 pub const CONTROLLERS: &[Controller] = &[
     controller!("deployment-controller", "deployment", "deployment-controller", "deployment-controller", crate::deployment::run),
     controller!("replicaset-controller", "replicaset", "replicaset-controller", "replicaset-controller", crate::replicaset::run),
-    controller!("serviceaccount-token-controller", "serviceaccount-token", "tokens-controller", "serviceaccount-token-controller", crate::serviceaccount::run_tokens),
+    controller!("serviceaccount-token-controller", "serviceaccount-token", "", "serviceaccount-token-controller", crate::serviceaccount::run_tokens),
     controller!("endpoints-controller", "endpoint", "endpoint-controller", "endpoint-controller", crate::endpoints::run),
     controller!("endpointslice-controller", "endpointslice", "endpointslice-controller", "endpoint-slice-controller", crate::endpointslice::run),
     controller!("endpointslice-mirroring-controller", "endpointslicemirroring", "endpointslicemirroring-controller", "endpoint-slice-mirroring-controller", crate::endpointslice::mirroring::run),
@@ -64,6 +64,7 @@ pub const CONTROLLERS: &[Controller] = &[
     controller!("certificatesigningrequest-signing-controller", "csrsigning", "certificate-controller", "certificate-controller", crate::certificates::run_signer),
     controller!("certificatesigningrequest-approving-controller", "csrapproving", "certificate-controller", "certificate-controller", crate::certificates::run_approver),
     controller!("certificatesigningrequest-cleaner-controller", "csrcleaner", "certificate-controller", "certificate-controller", crate::certificates::run_cleaner),
+    controller!("service-cidr-controller", "", "service-cidrs-controller", "service-cidrs-controller", crate::servicecidrs::run),
     controller!("namespace-controller", "namespace", "namespace-controller", "namespace-controller", crate::namespace::run),
     controller!("serviceaccount-controller", "serviceaccount", "service-account-controller", "service-account-controller", crate::serviceaccount::run),
     controller!("root-ca-certificate-publisher-controller", "root-ca-cert-publisher", "root-ca-cert-publisher", "root-ca-cert-publisher", crate::serviceaccount::run_root_ca_publisher),
@@ -79,12 +80,12 @@ const WITHOUT_EFFECT: &[&str] = &[
     "persistentvolume-expander-controller", "persistentvolume-expander", "storage-version-migrator-controller",
     "storageversion-garbage-collector-controller", "storage-version-gc", "resourceclaim-controller", "resource-claim-controller",
     "legacy-serviceaccount-token-cleaner-controller", "legacy-service-account-token-cleaner", "validatingadmissionpolicy-status-controller",
-    "service-cidr-controller", "kube-apiserver-serving-clustertrustbundle-publisher-controller", "selinux-warning-controller",
+    "kube-apiserver-serving-clustertrustbundle-publisher-controller", "selinux-warning-controller",
     "volumeattributesclass-protection-controller", "device-taint-eviction-controller", "podcertificaterequest-cleaner-controller",
 ];
 
 pub fn is_named(controller: &Controller, name: &str) -> bool {
-    controller.name == name || controller.alias == name
+    controller.name == name || (!name.is_empty() && controller.alias == name)
 }
 
 pub fn is_known(name: &str) -> bool {

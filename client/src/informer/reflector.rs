@@ -249,11 +249,28 @@ pub(crate) async fn check(response: http::Response<Body>) -> Result<http::Respon
     }
     let code = response.status();
     let body = response.into_body().collect_bytes().await?;
-    let status = serde_json::from_slice::<kube::core::Status>(&body).unwrap_or_else(|_| {
-        kube::core::Status::failure(&String::from_utf8_lossy(&body), code.canonical_reason().unwrap_or_default())
-            .with_code(code.as_u16())
-    });
+    let status = serde_json::from_slice::<kube::core::Status>(&body).unwrap_or_else(|_| status_of_code(code, &body));
     Err(kube::Error::Api(status.boxed()))
+}
+
+/// What an answer without a Status means, as client-go sees it.
+fn status_of_code(code: http::StatusCode, body: &[u8]) -> kube::core::Status {
+    let (reason, message) = match code.as_u16() {
+        401 => ("Unauthorized", "the server has asked for the client to provide credentials"),
+        403 => ("Forbidden", "access to the requested resource is forbidden"),
+        404 => ("NotFound", "the server could not find the requested resource"),
+        405 => ("MethodNotAllowed", "the server does not allow this method on the requested resource"),
+        409 => ("Conflict", "the server reported a conflict"),
+        410 => ("Gone", "the requested resource is gone"),
+        415 => ("UnsupportedMediaType", "the content type of the request is not supported"),
+        429 => ("TooManyRequests", "the server has received too many requests and has asked us to try again later"),
+        503 => ("ServiceUnavailable", "the server is currently unable to handle the request"),
+        504 => ("Timeout", "the server was unable to return a response in the time allotted"),
+        500.. => ("InternalError", "an error on the server has prevented the request from succeeding"),
+        _ => ("Unknown", ""),
+    };
+    let message = if message.is_empty() { String::from_utf8_lossy(body).into_owned() } else { message.to_owned() };
+    kube::core::Status::failure(&message, reason).with_code(code.as_u16())
 }
 
 /// An encoded query string.

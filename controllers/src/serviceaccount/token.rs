@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 pub(super) enum Signer {
     Rsa { key: Box<RsaKeyPair>, id: String },
-    Ecdsa { key: EcdsaKeyPair, algorithm: &'static str, id: String },
+    Ecdsa { key: Box<EcdsaKeyPair>, algorithm: &'static str, id: String },
 }
 
 impl Signer {
@@ -49,7 +49,7 @@ impl Signer {
         ] {
             if let Ok(key) = EcdsaKeyPair::from_pkcs8(kind, &der, &random) {
                 let info = [curve, key.public_key().as_ref()].concat();
-                return Ok(Self::Ecdsa { id: key_id(&info), key, algorithm });
+                return Ok(Self::Ecdsa { id: key_id(&info), key: Box::new(key), algorithm });
             }
         }
         Err(format!("unsupported private key of type {label:?}"))

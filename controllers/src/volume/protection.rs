@@ -3,11 +3,10 @@
 
 use std::sync::Arc;
 
-use coxswain_client::objects::{self, PatchKind};
+use coxswain_client::objects;
 use coxswain_client::{Client, Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde_json::{Value, json};
 
 use crate::Context;
 use crate::common::drive::{drive, feed};
@@ -51,9 +50,10 @@ pub async fn run_claims(context: Context) {
             let users = pods.by_index(slim::BY_CLAIM, &key.to_string());
             users.iter().any(|pod| !pods::is_terminated(pod))
         };
-        if let Some(patch) = protect(&claim.metadata, CLAIM_FINALIZER, used) {
-            let patched = objects::patch::<PersistentVolumeClaim>(client, &key, "", PatchKind::Merge, &patch).await;
-            errors::ignore_not_found(patched)?;
+        if let Some(finalizers) = protect(&claim.metadata, CLAIM_FINALIZER, used) {
+            let mut claim = claim.as_ref().clone();
+            claim.metadata.finalizers = Some(finalizers);
+            errors::ignore_not_found(objects::update(client, &claim).await)?;
         }
         Ok::<(), kube::Error>(())
     };
@@ -87,17 +87,18 @@ pub async fn run_volumes(context: Context) {
         let (client, volumes) = state.as_ref();
         let Some(volume) = volumes.get_key(&key) else { return Ok(()) };
         let used = || volume.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
-        if let Some(patch) = protect(&volume.metadata, VOLUME_FINALIZER, used) {
-            let patched = objects::patch::<PersistentVolume>(client, &key, "", PatchKind::Merge, &patch).await;
-            errors::ignore_not_found(patched)?;
+        if let Some(finalizers) = protect(&volume.metadata, VOLUME_FINALIZER, used) {
+            let mut volume = volume.as_ref().clone();
+            volume.metadata.finalizers = Some(finalizers);
+            errors::ignore_not_found(objects::update(client, &volume).await)?;
         }
         Ok::<(), kube::Error>(())
     };
     drive("pv-protection", state, queue.clone(), 1, context.shutdown.clone(), reconcile, feeds).await;
 }
 
-/// The patch that adds the finalizer to an object that is to stay, or takes it from one that is to go and is not used.
-fn protect(meta: &ObjectMeta, finalizer: &str, used: impl Fn() -> bool) -> Option<Value> {
+/// The finalizers of an object that is to stay with this one added, or without it those of one that is to go and is not used.
+fn protect(meta: &ObjectMeta, finalizer: &str, used: impl Fn() -> bool) -> Option<Vec<String>> {
     let mut finalizers = meta.finalizers.clone().unwrap_or_default();
     let protected = finalizers.iter().any(|found| found == finalizer);
     match (owners::is_deleting(meta), protected) {
@@ -105,5 +106,5 @@ fn protect(meta: &ObjectMeta, finalizer: &str, used: impl Fn() -> bool) -> Optio
         (true, true) if !used() => finalizers.retain(|found| found != finalizer),
         _ => return None,
     }
-    Some(json!({"metadata": {"resourceVersion": meta.resource_version, "finalizers": finalizers}}))
+    Some(finalizers)
 }
