@@ -217,17 +217,21 @@ impl PodHandle {
     /// A newer version of the object. Older ones, which a fresh list may bring after a patch's answer, are ignored.
     pub fn update(&self, pod: Arc<Pod>) {
         let version = |p: &Pod| p.metadata.resource_version.as_ref().and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
-        {
+        let matters = {
             let mut present = self.pod.write();
             if version(&pod) < version(&present) {
                 return;
             }
+            let matters = concerns_worker(&present, &pod);
             *present = pod.clone();
-        }
+            matters
+        };
         if pod.metadata.deletion_timestamp.is_some() {
             self.terminate(Some(pod::grace_period(&pod)), None);
         }
-        self.wake();
+        if matters {
+            self.wake();
+        }
     }
 
     pub fn wake(&self) {
@@ -269,6 +273,24 @@ impl PodHandle {
     pub fn termination(&self) -> watch::Receiver<Termination> {
         self.termination.subscribe()
     }
+}
+
+/// Whether a newer version of a pod is more than the echo of the kubelet's own status. An echo must not make a worker try again at once
+/// what has just failed.
+fn concerns_worker(old: &Pod, new: &Pod) -> bool {
+    let (a, b) = (&old.metadata, &new.metadata);
+    let foreign = |pod: &Pod| {
+        let conditions = pod.status().conditions.iter().flatten();
+        let others = conditions.filter(|c| !crate::status::OWNED_CONDITIONS.contains(&c.type_.as_str()));
+        others.map(|c| (c.type_.clone(), c.status.clone())).collect::<Vec<_>>()
+    };
+    a.generation != b.generation
+        || a.deletion_timestamp != b.deletion_timestamp
+        || a.deletion_grace_period_seconds != b.deletion_grace_period_seconds
+        || a.labels != b.labels
+        || a.annotations != b.annotations
+        || pod::is_terminal(old.status()) != pod::is_terminal(new.status())
+        || foreign(old) != foreign(new)
 }
 
 /// Runs a kubelet until `shutdown`, when it leaves its pods running, as upstream does.
@@ -455,4 +477,47 @@ fn add(kubelet: &Arc<Kubelet>, pod: Arc<Pod>, held: &HashSet<String>) {
 /// The age of a deletion or start, for deadlines.
 pub fn seconds_since(time: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time) -> i64 {
     Timestamp::now().as_second() - time.0.as_second()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(extra: serde_json::Value) -> Arc<Pod> {
+        let mut value =
+            serde_json::json!({"metadata": {"name": "p", "uid": "u", "generation": 1, "resourceVersion": "5"}});
+        for (name, part) in extra.as_object().unwrap() {
+            for (key, v) in part.as_object().unwrap() {
+                value[name][key] = v.clone();
+            }
+        }
+        Arc::new(serde_json::from_value(value).unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_echo_of_the_own_status_wakes_nobody() {
+        let handle = PodHandle::new(pod(serde_json::json!({})));
+        let woken =
+            async |handle: &PodHandle| tokio::time::timeout(Duration::from_millis(1), handle.woken()).await.is_ok();
+        let condition = |kind: &str| serde_json::json!({"conditions": [{"type": kind, "status": "True"}]});
+        handle.update(pod(serde_json::json!({"metadata": {"resourceVersion": "6"}, "status": condition("Ready")})));
+        assert!(!woken(&handle).await);
+        handle.update(pod(
+            serde_json::json!({"metadata": {"resourceVersion": "7"}, "status": condition("example.com/gate")}),
+        ));
+        assert!(woken(&handle).await);
+        handle.update(pod(serde_json::json!({"metadata": {"resourceVersion": "3", "generation": 9}})));
+        assert!(!woken(&handle).await && handle.pod().generation() == 1);
+    }
+
+    #[test]
+    fn a_grace_period_can_only_become_shorter() {
+        let handle = PodHandle::new(pod(serde_json::json!({})));
+        let grace = |seconds| Some(Duration::from_secs(seconds));
+        handle.terminate(grace(30), None);
+        handle.terminate(grace(60), None);
+        assert_eq!(handle.termination().borrow().grace, grace(30));
+        handle.terminate(grace(1), None);
+        assert_eq!(handle.termination().borrow().grace, grace(1));
+    }
 }
