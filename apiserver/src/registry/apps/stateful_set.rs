@@ -138,7 +138,7 @@ impl Resource for StatefulSets {
 fn drop_disabled(object: &mut Value, old: Option<&Value>) {
     workload::drop_disabled(object, old, "/spec/template");
     const LIMIT: &str = "/spec/updateStrategy/rollingUpdate/maxUnavailable";
-    if !old.is_some_and(|o| o.pointer(LIMIT).is_some_and(|l| !l.is_null()))
+    if old.is_none_or(|o| o.pointer(LIMIT).is_none_or(Value::is_null))
         && let Some(rolling) = object.pointer_mut("/spec/updateStrategy/rollingUpdate").and_then(Value::as_object_mut)
     {
         rolling.remove("maxUnavailable");

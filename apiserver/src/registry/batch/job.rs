@@ -115,7 +115,7 @@ impl Resource for Jobs {
 /// A job without labels has those of its pods.
 fn default_labels(job: &mut Value) {
     let Some(labels) = job.pointer("/spec/template/metadata/labels").cloned() else { return };
-    if !labels.as_object().is_some_and(|l| !l.is_empty()) {
+    if labels.as_object().is_none_or(|l| l.is_empty()) {
         return;
     }
     let metadata = workload::map_at(job, "metadata");

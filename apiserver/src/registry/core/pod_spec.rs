@@ -2,11 +2,15 @@
 //! `ValidatePodSpec` and `GetWarningsForPodTemplate` with all they call).
 
 mod affinity;
+mod claims;
 mod containers;
 pub mod defaults;
 mod drop;
+mod environment;
 mod handlers;
+mod mounts;
 mod os;
+mod projected;
 pub mod resources;
 mod security;
 mod spec;
@@ -14,6 +18,7 @@ mod volumes;
 mod warnings;
 
 pub use affinity::{node_selector, node_selector_term, tolerations};
+pub use claims::persistent_volume_claim_spec;
 pub use containers::image_whitespace;
 pub use drop::drop_disabled_fields;
 pub use resources::aggregate_requests;
@@ -21,7 +26,7 @@ pub use security::{
     APP_ARMOR_ANNOTATION, MIRROR_ANNOTATION, app_armor_of_annotation, app_armor_profile, pod_annotations,
 };
 pub use spec::validate;
-pub use volumes::{csi_driver_name, persistent_volume_claim_spec};
+pub use volumes::csi_driver_name;
 pub use warnings::{for_pod, for_template};
 
 use coxswain_api::field::{ErrorList, View};

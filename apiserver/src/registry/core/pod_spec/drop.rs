@@ -7,7 +7,7 @@ use coxswain_api::Value;
 pub fn drop_disabled_fields(spec: &mut Value, old: Option<&Value>) {
     // GenericWorkload
     if let Some(map) = spec.as_object_mut()
-        && !old.is_some_and(|o| o.get("schedulingGroup").is_some_and(|v| !v.is_null()))
+        && old.is_none_or(|o| o.get("schedulingGroup").is_none_or(Value::is_null))
     {
         map.remove("schedulingGroup");
     }

@@ -1,9 +1,11 @@
 //! Volumes and their many sources (upstream: `ValidateVolumes`, `validateVolumeSource`).
 
 use super::Options;
-use super::containers::{field_reference, pull_policy, resource_reference};
+use super::claims::ephemeral;
+use super::containers::pull_policy;
+use super::environment::{field_reference, resource_reference};
+use super::projected::projected;
 use crate::registry::checks;
-use crate::registry::core::quantities;
 use coxswain_api::Value;
 use coxswain_api::field::{Error, ErrorList, Path, View};
 use coxswain_api::names;
@@ -176,7 +178,7 @@ fn source(volume: &View<'_>, pod_name: Option<&str>, options: &Options, errors: 
     }
 }
 
-fn need(source: &View<'_>, fields: &[&'static str], errors: &mut ErrorList) {
+pub(super) fn need(source: &View<'_>, fields: &[&'static str], errors: &mut ErrorList) {
     for field in fields {
         checks::required(&source.child(field), errors);
     }
@@ -229,7 +231,7 @@ fn disk(id: &View<'_>, partition: &View<'_>, reported: &'static str, source: &Vi
     }
 }
 
-fn file_mode(mode: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn file_mode(mode: &View<'_>, errors: &mut ErrorList) {
     if mode.opt_i64().is_some_and(|m| !(0..=0o777).contains(&m)) {
         errors.push(Error::invalid(mode.path(), mode.i64(), FILE_MODE));
     }
@@ -242,7 +244,7 @@ fn modes_and_items(source: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn key_to_path(item: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn key_to_path(item: &View<'_>, errors: &mut ErrorList) {
     need(item, &["key", "path"], errors);
     let path = item.child("path");
     checks::local_path(&path, path.path(), errors);
@@ -345,7 +347,7 @@ const VOLUME_FIELDS: &[&str] =
     &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
 /// The errors are reported at the source, not at the file, as upstream's are.
-fn downward_file(file: &View<'_>, at: &Path, errors: &mut ErrorList) {
+pub(super) fn downward_file(file: &View<'_>, at: &Path, errors: &mut ErrorList) {
     let moved = |field: &'static str| View::new(file.child(field).value(), at.child(field));
     checks::required(&moved("path"), errors);
     checks::local_path(&file.child("path"), &at.child("path"), errors);
@@ -451,203 +453,6 @@ fn csi(source: &View<'_>, errors: &mut ErrorList) {
             errors.push(Error::required(name.path(), ""));
         } else {
             checks::dns_subdomain(&name, errors);
-        }
-    }
-}
-
-fn projected(source: &View<'_>, options: &Options, errors: &mut ErrorList) {
-    file_mode(&source.child("defaultMode"), errors);
-    let at = source.path();
-    let mut paths: BTreeSet<&str> = BTreeSet::new();
-    for projection in source.child("sources").items() {
-        let mut count = 0;
-        for kind in ["secret", "configMap"] {
-            let kind = projection.child(kind);
-            if !kind.exists() {
-                continue;
-            }
-            count += 1;
-            need(&kind, &["name"], errors);
-            for item in kind.child("items").items() {
-                key_to_path(&item, errors);
-                let path = item.child("path").str();
-                if !path.is_empty() && !paths.insert(path) {
-                    errors.push(Error::invalid(at, kind.child("name").str(), "conflicting duplicate paths"));
-                }
-            }
-        }
-        let downward = projection.child("downwardAPI");
-        if downward.exists() {
-            count += 1;
-            for file in downward.child("items").items() {
-                downward_file(&file, downward.path(), errors);
-                let path = file.child("path").str();
-                if !path.is_empty() && !paths.insert(path) {
-                    errors.push(Error::invalid(at, path, "conflicting duplicate paths"));
-                }
-            }
-        }
-        let token = projection.child("serviceAccountToken");
-        if token.exists() {
-            count += 1;
-            let seconds = token.child("expirationSeconds");
-            if seconds.i64() < 600 {
-                let why = "may not specify a duration less than 10 minutes";
-                errors.push(Error::invalid(seconds.path(), seconds.i64(), why));
-            }
-            if seconds.i64() > 1 << 32 {
-                let why = "may not specify a duration larger than 2^32 seconds";
-                errors.push(Error::invalid(seconds.path(), seconds.i64(), why));
-            }
-            let path = token.child("path");
-            if path.str().is_empty() {
-                errors.push(Error::required(&at.child("path"), ""));
-            } else if !options.allow_non_local_token_path {
-                checks::local_path(&path, &at.child("path"), errors);
-            }
-        }
-        let bundle = projection.child("clusterTrustBundle");
-        if bundle.exists() {
-            count += 1;
-            trust_bundle(&bundle, at, &mut paths, errors);
-        }
-        if count > 1 {
-            errors.push(Error::forbidden(projection.path(), "may not specify more than 1 volume type per source"));
-        }
-    }
-}
-
-fn trust_bundle<'a>(bundle: &View<'a>, at: &Path, paths: &mut BTreeSet<&'a str>, errors: &mut ErrorList) {
-    let (name, signer) = (bundle.child("name"), bundle.child("signerName"));
-    match (name.exists(), signer.exists()) {
-        (true, true) => {
-            errors.push(Error::invalid(bundle.path(), bundle, "only one of name and signerName may be used"))
-        }
-        (true, false) => {
-            if name.str().is_empty() {
-                errors.push(Error::required(name.path(), "must be a valid object name"));
-            }
-            let selector = bundle.child("labelSelector");
-            if selector.exists() {
-                let why = "labelSelector must be unset if name is specified";
-                errors.push(Error::invalid(selector.path(), &selector, why));
-            }
-        }
-        (false, true) => {
-            if signer.str().is_empty() {
-                errors.push(Error::required(signer.path(), "must be a valid signer name"));
-            }
-            checks::label_selector(&bundle.child("labelSelector"), Default::default(), errors);
-        }
-        (false, false) => {
-            errors.push(Error::required(bundle.path(), "either name or signerName must be specified"));
-        }
-    }
-    let path = bundle.child("path");
-    checks::required(&path, errors);
-    checks::local_path(&path, path.path(), errors);
-    if !paths.insert(path.str()) {
-        errors.push(Error::invalid(at, path.str(), "conflicting duplicate paths"));
-    }
-}
-
-fn ephemeral(source: &View<'_>, volume: &View<'_>, pod_name: Option<&str>, errors: &mut ErrorList) {
-    let template = source.child("volumeClaimTemplate");
-    if !template.exists() {
-        errors.push(Error::required(template.path(), ""));
-    } else {
-        let metadata = template.child("metadata");
-        crate::registry::metadata::validate_annotations(&metadata.child("annotations"), errors);
-        checks::labels(&metadata.child("labels"), errors);
-        // The claim's metadata is made of the pod's: nothing but labels and annotations can be given.
-        for (field, _) in metadata.entries() {
-            if !matches!(field, "labels" | "annotations" | "creationTimestamp") {
-                let path = metadata.path().child_named(field);
-                errors.push(Error::forbidden(&path, "cannot be set for an ephemeral volume"));
-            }
-        }
-        persistent_volume_claim_spec(&template.child("spec"), errors);
-    }
-    let name = volume.child("name");
-    if let Some(pod) = pod_name.filter(|_| !name.str().is_empty()) {
-        let claim = format!("{pod}-{}", name.str());
-        for why in names::dns1123_subdomain(&claim, false) {
-            errors.push(Error::invalid(name.path(), name.str(), format!("PVC name \"{claim}\": {why}")));
-        }
-    }
-}
-
-/// The spec of a claim (upstream: `ValidatePersistentVolumeClaimSpec`).
-pub fn persistent_volume_claim_spec(spec: &View<'_>, errors: &mut ErrorList) {
-    let modes = spec.child("accessModes");
-    if modes.is_empty() {
-        errors.push(Error::required(modes.path(), "at least 1 access mode is required"));
-    }
-    checks::label_selector(&spec.child("selector"), Default::default(), errors);
-    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    let (mut exclusive, mut shared) = (false, false);
-    for mode in modes.items() {
-        if !MODES.contains(&mode.str()) {
-            errors.push(Error::not_supported(modes.path(), mode.str(), MODES));
-        }
-        if mode.str() == "ReadWriteOncePod" { exclusive = true } else { shared = true }
-    }
-    if exclusive && shared {
-        let why = "may not use ReadWriteOncePod with other access modes";
-        errors.push(Error::forbidden(modes.path(), why));
-    }
-    let storage = spec.child("resources").child("requests").child("storage");
-    let at = spec.path().child("resources").key("storage");
-    if !storage.exists() {
-        errors.push(Error::required(&at, ""));
-    } else {
-        let moved = View::new(storage.value(), at.clone());
-        quantities::validate_quantity("storage", &moved, errors);
-        if Quantity::parse(storage.str()).is_ok_and(|q| q.sign() <= 0) {
-            errors.push(Error::invalid(&at, storage.str(), checks::NOT_POSITIVE));
-        }
-    }
-    let class = spec.child("storageClassName");
-    if !class.str().is_empty() {
-        checks::dns_subdomain(&class, errors);
-    }
-    let mode = spec.child("volumeMode");
-    if mode.exists() {
-        checks::supported_value(&mode, &["Block", "Filesystem"], errors);
-    }
-    data_source(spec, errors);
-    let attributes = spec.child("volumeAttributesClassName");
-    if !attributes.str().is_empty() {
-        checks::dns_subdomain(&attributes, errors);
-    }
-}
-
-fn data_source(spec: &View<'_>, errors: &mut ErrorList) {
-    let (source, reference) = (spec.child("dataSource"), spec.child("dataSourceRef"));
-    for source in [&source, &reference] {
-        if !source.exists() {
-            continue;
-        }
-        need(source, &["name", "kind"], errors);
-        let group = source.child("apiGroup");
-        if group.str().is_empty() {
-            if source.child("kind").str() != "PersistentVolumeClaim" {
-                let why = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
-                errors.push(Error::invalid(source.path(), source.child("kind").str(), why));
-            }
-        } else {
-            checks::dns_subdomain(&group, errors);
-        }
-    }
-    let namespaced = !reference.child("namespace").str().is_empty();
-    if namespaced && source.exists() {
-        let why = "may not be specified when dataSourceRef.namespace is specified";
-        errors.push(Error::invalid(spec.path(), source.path().to_string(), why));
-    } else if !namespaced && source.exists() && reference.exists() {
-        let differs =
-            ["apiGroup", "kind", "name"].iter().any(|f| source.child(f).value() != reference.child(f).value());
-        if differs {
-            errors.push(Error::invalid(spec.path(), source.path().to_string(), "must match dataSourceRef"));
         }
     }
 }
