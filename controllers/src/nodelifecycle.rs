@@ -115,12 +115,15 @@ impl Controller {
     /// One round over all nodes: who is alive, how each zone does, and whose pods are to go.
     async fn monitor(&self) {
         let all = self.nodes.list();
+        let mut ready_of: HashMap<String, Vec<bool>> = HashMap::new();
         for node in &all {
-            if let Err(error) = self.check_health(node).await {
+            let ready = self.check_health(node).await.unwrap_or_else(|error| {
                 tracing::debug!(node = owners::name(&node.metadata), %error, "cannot update the node");
-            }
+                false
+            });
+            ready_of.entry(zones::zone_of(node)).or_default().push(ready);
         }
-        self.update_zones(&all);
+        self.update_zones(&ready_of);
         for node in &all {
             if let Err(error) = self.sync_no_execute(node).await {
                 tracing::debug!(node = owners::name(&node.metadata), %error, "cannot taint the node");
@@ -128,7 +131,8 @@ impl Controller {
         }
     }
 
-    async fn check_health(&self, node: &Node) -> Result<(), kube::Error> {
+    /// Marks a node that has gone silent; says whether it is ready.
+    async fn check_health(&self, node: &Node) -> Result<bool, kube::Error> {
         let name = owners::name(&node.metadata);
         let ready = nodes::condition(node, "Ready");
         let heartbeat = ready.and_then(|ready| ready.last_heartbeat_time.as_ref()).map(|time| time.0.to_string());
@@ -173,7 +177,7 @@ impl Controller {
             self.context.recorder.normal(&about, "NodeNotReady", message);
             self.mark_pods_unready(name).await?;
         }
-        Ok(())
+        Ok(is_ready && !silent)
     }
 
     /// Takes the pods of a node that is not ready out of service.
@@ -195,12 +199,8 @@ impl Controller {
         Ok(())
     }
 
-    fn update_zones(&self, all: &[Arc<Node>]) {
-        let mut ready_of: HashMap<String, Vec<bool>> = HashMap::new();
-        for node in all {
-            let ready = nodes::condition(node, "Ready").is_some_and(|ready| ready.status == "True");
-            ready_of.entry(zones::zone_of(node)).or_default().push(ready);
-        }
+    /// `ready_of` says of each zone's nodes whether they are ready.
+    fn update_zones(&self, ready_of: &HashMap<String, Vec<bool>>) {
         let config = &self.context.config;
         let mut state = self.state.lock();
         state.zones.retain(|name, _| ready_of.contains_key(name));

@@ -208,4 +208,21 @@ mod tests {
         });
         assert_eq!(hash(template), "f844b9cbb");
     }
+
+    #[test]
+    fn quantities_and_pointers_show_in_the_hash_as_go_holds_them() {
+        let template = serde_json::json!({
+            "metadata": {"labels": {"app": "de38"}},
+            "spec": {
+                "containers": [{"name": "c", "image": "registry.k8s.io/e2e-test-images/agnhost:2.63.0", "resources": {},
+                    "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+                    "imagePullPolicy": "IfNotPresent"}],
+                "restartPolicy": "Always", "terminationGracePeriodSeconds": 0, "dnsPolicy": "ClusterFirst",
+                "securityContext": {}, "schedulerName": "default-scheduler", "shareProcessNamespace": true,
+                "runtimeClassName": "rc", "preemptionPolicy": "Never",
+                "resources": {"requests": {"cpu": "1", "memory": "100Mi"}, "limits": {"memory": "256Mi"}},
+            },
+        });
+        assert_eq!(hash(template), "67dd5bf897");
+    }
 }
