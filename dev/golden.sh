@@ -26,6 +26,7 @@ for _ in $(seq 150); do
     kill -0 "$server" 2>/dev/null || { cat "$dir/server.log" >&2; exit 1; }
     sleep 0.1
 done
+curl -sk "https://127.0.0.1:$port/readyz" 2>/dev/null | grep -q '^ok' || { cat "$dir/server.log" >&2; exit 1; }
 recordings=("$golden/recordings")
 report=$dir/report.json
 # The exit status says whether everything passed; the number below is what counts.

@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${COXSWAIN_NAMESPACE:-}" != 1 ]; then echo "$0 belongs inside dev/in-namespace.sh" >&2; exit 1; fi
-binary=$PWD/${COXSWAIN:-target/debug/coxswain}
+binary=$(realpath "${COXSWAIN:-target/debug/coxswain}")
 dir=$(mktemp -d /tmp/coxswain-two.XXXXXX)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf --one-file-system "$dir" 2>/dev/null || true' EXIT
 

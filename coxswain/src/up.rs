@@ -292,6 +292,8 @@ fn api_server_config(plan: &Plan, keys: &Keys) -> Config {
     config.admission.enable = vec!["NodeRestriction".into()];
     config.kubelet.client_certificate_pem = keys.kubelet_client.cert_pem.clone().into_bytes();
     config.kubelet.client_key_pem = keys.kubelet_client.key_pem.clone().into_bytes();
+    // Nodes are known to each other by address; nobody need resolve their names.
+    config.kubelet.preferred_address_types = ["InternalIP", "ExternalIP", "Hostname"].map(str::to_owned).into();
     config
 }
 

@@ -224,14 +224,14 @@ pub async fn kubectl_shows_what_upstream_shows(s: &Sandbox<'_>) -> Result<()> {
     let dry = s
         .kubectl_with_input(
             &["create", "--dry-run=server", "-f", "-"],
-            "{apiVersion: v1, kind: ConfigMap, metadata: {name: dry}}",
+            r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dry"}}"#,
         )
         .await?;
     check("create --dry-run=server", &dry, &["configmap/dry created (server dry run)"])?;
     let refused = s
         .try_kubectl(
             &["-n", &s.namespace, "create", "-f", "-"],
-            Some("{apiVersion: v1, kind: ConfigMap, metadata: {name: x}, dta: {}}"),
+            Some(r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "dta": {}}"#),
         )
         .await?;
     ensure!(refused.code != 0, "an unknown field was accepted");
