@@ -24,6 +24,7 @@ pub mod decode;
 pub mod defaults;
 pub mod delete;
 pub mod discovery;
+pub mod dynamic_resources;
 pub mod flowcontrol;
 pub mod managed_fields;
 pub mod metadata;

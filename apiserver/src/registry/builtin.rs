@@ -1,11 +1,10 @@
 //! The homes of the built-in resources: one line each, sorted by group and resource.
 //!
-//! A resource without code of its own is [`Plain`]: a few yes-or-no facts, everything else is the pipeline's.
+//! A resource that is not named here is [`Plain`]: everything is the pipeline's.
 
-use super::resource::{MetadataChecks, Resource};
-use super::{admissionregistration, apiextensions, apps, autoscaling, batch, certificates, coordination, core, discovery, flowcontrol, networking, policy, rbac, runtime_class, scheduling, storage};
+use super::resource::Resource;
+use super::{admissionregistration, apiextensions, apps, autoscaling, batch, certificates, coordination, core, discovery, dynamic_resources, flowcontrol, networking, policy, rbac, runtime_class, scheduling, storage};
 use coxswain_api::catalogue::ResourceType;
-use coxswain_api::names;
 use std::sync::Arc;
 
 /// Group, resource, home.
@@ -66,10 +65,10 @@ static HOMES: &[Line] = &[
     ("rbac.authorization.k8s.io", "clusterroles", home!(rbac::Role { namespaced: false })),
     ("rbac.authorization.k8s.io", "rolebindings", home!(rbac::Binding { namespaced: true })),
     ("rbac.authorization.k8s.io", "roles", home!(rbac::Role { namespaced: true })),
-    ("resource.k8s.io", "deviceclasses", home!(PLAIN.generation().returns_object())),
-    ("resource.k8s.io", "resourceclaims", home!(PLAIN.returns_object())),
-    ("resource.k8s.io", "resourceclaimtemplates", home!(PLAIN.returns_object())),
-    ("resource.k8s.io", "resourceslices", home!(PLAIN.generation().returns_object().created_on_update())),
+    ("resource.k8s.io", "deviceclasses", home!(dynamic_resources::DeviceClasses)),
+    ("resource.k8s.io", "resourceclaims", home!(dynamic_resources::ResourceClaims)),
+    ("resource.k8s.io", "resourceclaimtemplates", home!(dynamic_resources::ResourceClaimTemplates)),
+    ("resource.k8s.io", "resourceslices", home!(dynamic_resources::ResourceSlices)),
     ("scheduling.k8s.io", "priorityclasses", home!(scheduling::PriorityClasses)),
     ("storage.k8s.io", "csidrivers", home!(storage::CsiDrivers)),
     ("storage.k8s.io", "csinodes", home!(storage::CsiNodes)),
@@ -83,7 +82,7 @@ static HOMES: &[Line] = &[
 pub fn strategy(group: &str, resource: &str) -> Arc<dyn Resource> {
     match HOMES.binary_search_by(|(g, r, _)| (*g, *r).cmp(&(group, resource))) {
         Ok(at) => (HOMES[at].2)(),
-        Err(_) => Arc::new(PLAIN),
+        Err(_) => Arc::new(Plain),
     }
 }
 
@@ -96,80 +95,10 @@ pub fn deprecation(ty: &ResourceType) -> Option<&'static str> {
     }
 }
 
-/// A resource of which nothing but a few facts is known.
-#[derive(Clone, Copy)]
-pub struct Plain {
-    generation: bool,
-    create_on_update: bool,
-    unconditional_update: bool,
-    returns_deleted: bool,
-    repeats: bool,
-    name: fn(&str, bool) -> Vec<String>,
-}
+/// A resource of which nothing is known.
+pub struct Plain;
 
-/// What most resources are like.
-pub const PLAIN: Plain = Plain {
-    generation: false,
-    create_on_update: false,
-    unconditional_update: true,
-    returns_deleted: false,
-    repeats: true,
-    name: names::dns1123_subdomain,
-};
-
-impl Plain {
-    const fn generation(mut self) -> Self {
-        self.generation = true;
-        self
-    }
-
-    const fn created_on_update(mut self) -> Self {
-        self.create_on_update = true;
-        self
-    }
-
-    /// An update must name the version it changes.
-    const fn versioned(mut self) -> Self {
-        self.unconditional_update = false;
-        self
-    }
-
-    const fn returns_object(mut self) -> Self {
-        self.returns_deleted = true;
-        self
-    }
-
-    const fn checks_once(mut self) -> Self {
-        self.repeats = false;
-        self
-    }
-}
-
-impl Resource for Plain {
-    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        (self.name)(name, prefix)
-    }
-
-    fn has_generation(&self) -> bool {
-        self.generation
-    }
-
-    fn allow_create_on_update(&self) -> bool {
-        self.create_on_update
-    }
-
-    fn allow_unconditional_update(&self) -> bool {
-        self.unconditional_update
-    }
-
-    fn returns_deleted_object(&self) -> bool {
-        self.returns_deleted
-    }
-
-    fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: self.repeats, whole: false }
-    }
-}
+impl Resource for Plain {}
 
 #[cfg(test)]
 mod tests {

@@ -3,12 +3,21 @@
 use crate::registry::checks::{self, SelectorLeniency};
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
-use coxswain_api::Value;
 use coxswain_api::field::{BadValue, Error, ErrorList, View};
+use coxswain_api::{Value, names};
 
 pub struct PodDisruptionBudgets;
 
 impl Resource for PodDisruptionBudgets {
+    /// Upstream never checks the metadata of a budget, so that any name will do that fits in a path.
+    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
+        names::path_segment(name, prefix)
+    }
+
+    fn restricts_finalizers(&self) -> bool {
+        false
+    }
+
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         let (spec, mut errors) = (View::root(object).child("spec"), ErrorList::new());
         let (least, most) = (spec.child("minAvailable"), spec.child("maxUnavailable"));

@@ -47,6 +47,10 @@ impl Resource for RuntimeClasses {
         errors
     }
 
+    fn restricts_finalizers(&self) -> bool {
+        false
+    }
+
     fn allow_unconditional_update(&self) -> bool {
         false
     }
