@@ -11,10 +11,11 @@ if [ $# -eq 0 ]; then sed -n '2,8p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; fi
 if [ "$(id -u)" -ne 0 ]; then echo "$0 needs root: it makes network and mount namespaces" >&2; exit 1; fi
 
 scratch=$(mktemp -d /tmp/coxswain-ns.XXXXXX)
-cgroups_before=$(find /sys/fs/cgroup -maxdepth 3 -type d -name 'kubepods*' 2>/dev/null | sort || true)
+pod_cgroups() { find /sys/fs/cgroup -maxdepth 3 -type d \( -name 'kubepods*' -o -name 'coxswain-*' \) 2>/dev/null | sort; }
+cgroups_before=$(pod_cgroups || true)
 cleanup() {
     # The processes are gone with their PID namespace; what is left are empty cgroups and the scratch directory.
-    find /sys/fs/cgroup -maxdepth 3 -type d -name 'kubepods*' 2>/dev/null | sort | while read -r dir; do
+    pod_cgroups | while read -r dir; do
         grep -qxF "$dir" <<<"$cgroups_before" && continue
         find "$dir" -depth -type d -exec rmdir {} + 2>/dev/null || true
     done

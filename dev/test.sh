@@ -30,4 +30,9 @@ if [[ $parts == *cluster* ]]; then
     for kubectl in .cache/bin/kubectl-*; do kubectls+=(--kubectl "$PWD/$kubectl"); done
     step "A Deployment, from kubectl to running containers behind a Service"
     dev/in-namespace.sh dev/with-cluster.sh target/debug/conformance --group first-light "${kubectls[@]}"
+    step "kill -9 of the whole control plane under load, ${FAULT_ROUNDS:-50} times"
+    dev/in-namespace.sh target/debug/conformance faults --coxswain "$PWD/target/debug/coxswain" \
+        --images "$PWD/target/images.tar" --rounds "${FAULT_ROUNDS:-50}"
+    step "Two nodes, one of them lost"
+    dev/in-namespace.sh dev/two-nodes.sh "$PWD/target/debug/conformance" --group two-nodes "${kubectls[-2]}" "${kubectls[-1]}"
 fi
