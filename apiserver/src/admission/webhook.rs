@@ -4,6 +4,7 @@
 //! same object. What a webhook may change comes as a JSON patch.
 
 mod client;
+mod trust;
 
 use super::cel::{Variables, conditions_hold};
 use super::matching::{Remembered, is_exempt, request, rules_match, selectors_match};

@@ -1,6 +1,7 @@
 //! Calls webhooks: HTTPS with the authority of the webhook's configuration, to a service of the cluster or to an address.
 //! Connections are kept for the next call.
 
+use super::trust::Bundle;
 use crate::objects::Objects;
 use bytes::Bytes;
 use coxswain_api::Value;
@@ -172,21 +173,18 @@ impl Client {
 
 async fn connect(bundle: &str, target: &Target) -> Result<Connection, String> {
     use base64::Engine;
-    let mut roots = rustls::RootCertStore::empty();
     let pem = if bundle.is_empty() {
         SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default()
     } else {
         base64::engine::general_purpose::STANDARD.decode(bundle).map_err(|e| e.to_string())?
     };
-    for certificate in CertificateDer::pem_slice_iter(&pem).flatten() {
-        // One authority that is no good does not make the others so.
-        let _ = roots.add(certificate);
-    }
+    let bundle = Bundle::new(CertificateDer::pem_slice_iter(&pem).flatten().collect())?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(bundle))
         .with_no_client_auth();
     let name = ServerName::try_from(target.server_name.clone()).map_err(|e| e.to_string())?;
     let stream =
