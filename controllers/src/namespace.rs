@@ -125,8 +125,14 @@ impl Controller {
             return Ok(());
         }
         if !remains.resources.is_empty() {
-            // Rounded up from half of the estimate: most things take less.
-            self.queue.add_after(key, Duration::from_secs(remains.estimate as u64 / 2 + 1));
+            // Most things take less than the estimate: soon at first, then ever less often up to half of it.
+            let waited = namespace
+                .metadata
+                .deletion_timestamp
+                .as_ref()
+                .map_or(Duration::ZERO, |since| time::since(since, jiff::Timestamp::now()));
+            let most = Duration::from_secs(remains.estimate.max(0) as u64 / 2 + 1);
+            self.queue.add_after(key, (waited / 2).clamp(Duration::from_secs(1), most));
             return Ok(());
         }
         if let Some(spec) = &mut namespace.spec {

@@ -82,7 +82,6 @@ struct Scale {
     path: String,
     object: Value,
     spec: i32,
-    status: i32,
     selector: String,
 }
 
@@ -182,7 +181,7 @@ impl Controller {
                 }
             }
         };
-        status.current_replicas = Some(scale.status);
+        status.current_replicas = Some(current);
         status.desired_replicas = desired;
         if desired == current {
             if current != 0 {
@@ -251,7 +250,6 @@ impl Controller {
         let number = |pointer: &str| scale.pointer(pointer).and_then(Value::as_i64).unwrap_or(0) as i32;
         Ok(Scale {
             spec: number("/spec/replicas"),
-            status: number("/status/replicas"),
             selector: scale.pointer("/status/selector").and_then(Value::as_str).unwrap_or_default().to_owned(),
             path,
             object: scale,
