@@ -322,4 +322,116 @@ mod tests {
         diagnosis.pre_filter = Some("no claim".to_owned());
         assert_eq!(diagnosis.message(12), "0/12 nodes are available: no claim. preemption: none");
     }
+
+    /// Pods of a few kinds: with and without affinity of each sort, and constraints of both.
+    fn pod(kind: u8, uid: usize) -> Arc<PodInfo> {
+        use serde_json::json;
+        let app = |name: &str| json!({"matchLabels": {"app": name}});
+        let term = |name: &str, key: &str| json!({"labelSelector": app(name), "topologyKey": key});
+        let (host, zone) = ("kubernetes.io/hostname", "topology.kubernetes.io/zone");
+        let spread = |key: &str, when: &str| json!([{"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": when, "labelSelector": app("a")}]);
+        let (label, mut spec) = match kind % 6 {
+            0 => ("a", json!({})),
+            1 => ("a", json!({"topologySpreadConstraints": spread(zone, "DoNotSchedule")})),
+            2 => ("a", json!({"topologySpreadConstraints": spread(host, "ScheduleAnyway")})),
+            3 => (
+                "b",
+                json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term("a", zone)]}}}),
+            ),
+            4 => (
+                "b",
+                json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term("b", host)]}}}),
+            ),
+            _ => (
+                "c",
+                json!({"affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
+                [{"weight": 5, "podAffinityTerm": term("b", zone)}]}}}),
+            ),
+        };
+        spec["containers"] = json!([{"name": "c", "image": "i"}]);
+        let pod = json!({"metadata": {"name": format!("p{uid}"), "namespace": "ns", "uid": format!("{uid}"),
+            "labels": {"app": label}}, "spec": spec});
+        Arc::new(PodInfo::new(serde_json::from_value(pod).expect("a pod")))
+    }
+
+    fn cluster() -> Cluster {
+        use serde_json::json;
+        let mut cluster = Cluster::default();
+        for i in 0..6 {
+            let node = json!({"metadata": {"name": format!("n{i}"), "labels": {"kubernetes.io/hostname": format!("n{i}"),
+                "topology.kubernetes.io/zone": format!("z{}", i % 3)}},
+                "status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "10"}}});
+            cluster.set_node(Arc::new(crate::node::Node::new(serde_json::from_value(node).expect("a node"))));
+        }
+        cluster
+    }
+
+    fn verdicts(cluster: &Cluster, profile: &Profile, pod: &PodInfo, mut state: CycleState) -> (Vec<bool>, Vec<i64>) {
+        let nodes: Vec<usize> = cluster.order().to_vec();
+        profile.pre_filter(cluster, pod, &mut state).expect("no claims are involved");
+        let fits = nodes.iter().map(|n| profile.fits(cluster, &state, pod, cluster.at(*n)).is_ok()).collect();
+        (fits, profile.score(cluster, &mut state, pod, &nodes))
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn counts_that_are_kept_equal_counts_made_anew(steps in proptest::collection::vec((0u8..6, 0u8..8), 1..60)) {
+            let mut cluster = cluster();
+            let profile = Profile::new(&crate::config::Profile::default(), 0, &cluster.volumes);
+            let (mut memory, mut start) = (Memory::default(), 0);
+            let mut placed: Vec<Arc<PodInfo>> = Vec::new();
+            for (at, (kind, what)) in steps.into_iter().enumerate() {
+                let mut moves = Vec::new();
+                if what == 0 && !placed.is_empty() {
+                    moves.extend(cluster.unplace(&placed.swap_remove(at % placed.len()).uid));
+                } else if what == 1 && !placed.is_empty() {
+                    let mut leaving = (*placed[at % placed.len()]).clone();
+                    leaving.deleting = true;
+                    moves = cluster.place(Arc::new(leaving), false);
+                } else {
+                    let pod = pod(kind, at);
+                    if let Outcome::Fits { node, .. } = schedule(&cluster, &profile, &mut memory, &pod, &mut start) {
+                        let name = cluster.at(node).node().name.clone();
+                        let pod = Arc::new(pod.on_node(&name));
+                        placed.push(pod.clone());
+                        moves = cluster.place(pod, true);
+                    }
+                }
+                for moved in &moves {
+                    memory.moved(&cluster, moved);
+                }
+                for kind in 0..6 {
+                    let pod = pod(kind, 1000);
+                    let kept = verdicts(&cluster, &profile, &pod, memory.recall(&pod));
+                    let anew = verdicts(&cluster, &profile, &pod, CycleState::default());
+                    proptest::prop_assert_eq!(kept, anew);
+                }
+            }
+        }
+
+        /// Preemption simulates with the same counts: taking pods away and putting them back must change nothing.
+        #[test]
+        fn what_leaves_and_comes_back_changes_no_verdict(kinds in proptest::collection::vec(0u8..6, 1..30)) {
+            let mut cluster = cluster();
+            let profile = Profile::new(&crate::config::Profile::default(), 0, &cluster.volumes);
+            for (at, kind) in kinds.iter().enumerate() {
+                cluster.place(Arc::new(pod(*kind, at).on_node(&format!("n{}", at % 6))), false);
+            }
+            for kind in 0..6 {
+                let pod = pod(kind, 1000);
+                let mut state = CycleState::default();
+                profile.pre_filter(&cluster, &pod, &mut state).expect("no claims are involved");
+                let before: Vec<bool> = cluster.nodes().map(|n| profile.fits(&cluster, &state, &pod, n).is_ok()).collect();
+                for came in [false, true] {
+                    for (node, other) in cluster.nodes().flat_map(|n| n.pods.iter().map(move |p| (n, p))) {
+                        profile.moved(&cluster, &mut state, &pod, other, node, came);
+                    }
+                }
+                let after: Vec<bool> = cluster.nodes().map(|n| profile.fits(&cluster, &state, &pod, n).is_ok()).collect();
+                proptest::prop_assert_eq!(before, after);
+            }
+        }
+    }
 }

@@ -16,6 +16,7 @@ pub mod node_name;
 pub mod node_ports;
 pub mod node_resources_fit;
 pub mod node_unschedulable;
+pub mod node_volume_limits;
 pub mod pod_topology_spread;
 pub mod priority_sort;
 pub mod scheduling_gates;
@@ -44,6 +45,11 @@ pub const PLUGINS: &[Known] = &[
         name: volume_restrictions::NAME,
         weight: 0,
         make: |_, v| Arc::new(volume_restrictions::VolumeRestrictions(v.clone())),
+    },
+    Known {
+        name: node_volume_limits::NAME,
+        weight: 0,
+        make: |_, v| Arc::new(node_volume_limits::NodeVolumeLimits(v.clone())),
     },
     Known {
         name: volume_binding::NAME,

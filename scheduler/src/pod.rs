@@ -105,6 +105,8 @@ pub struct Spec {
     pub spread: Vec<SpreadConstraint>,
     pub images: Vec<Box<str>>,
     pub claims: Vec<Claim>,
+    /// Whether it wants devices by resource claims.
+    pub wants_devices: bool,
     pub node_name: Box<str>,
 }
 
@@ -189,6 +191,7 @@ impl PodInfo {
                 spread: spread(&spec, metadata.labels.as_ref()),
                 images: spec.init_containers.iter().flatten().chain(&spec.containers).filter_map(image).collect(),
                 claims: claims(&spec, &name),
+                wants_devices: spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()),
                 node_name: spec.node_name.clone().unwrap_or_default().into(),
                 ..affinities(&affinity, &namespace)
             },

@@ -37,6 +37,9 @@ impl Profile {
                     points &= !point_named(at);
                 }
             }
+            for (_, at) in config.enabled.iter().filter(|(name, _)| name == known.name) {
+                points |= plugin.points() & point_named(at);
+            }
             let weight = config.weights.iter().find(|(name, _)| name == known.name).map_or(known.weight, |(_, w)| *w);
             Entry { plugin, points, weight }
         });

@@ -40,6 +40,8 @@ pub struct Queue {
     waiting: HashMap<Box<str>, Waiting>,
     active: BTreeSet<Order>,
     backoff: BTreeSet<(Instant, u64, Box<str>)>,
+    /// Those that wait for something to happen.
+    parked: BTreeSet<Box<str>>,
     initial_backoff: Duration,
     backoff_max: Duration,
     sequence: u64,
@@ -51,6 +53,7 @@ impl Queue {
             waiting: HashMap::new(),
             active: BTreeSet::new(),
             backoff: BTreeSet::new(),
+            parked: BTreeSet::new(),
             initial_backoff,
             backoff_max,
             sequence: 0,
@@ -78,7 +81,8 @@ impl Queue {
         match waiting.place {
             Place::Active => drop(self.active.remove(&Self::order(&waiting))),
             Place::Backoff => drop(self.backoff.remove(&(waiting.ready, waiting.sequence, waiting.pod.uid.clone()))),
-            Place::Unschedulable | Place::Gated => {}
+            Place::Unschedulable => drop(self.parked.take(uid)),
+            Place::Gated => {}
         }
         Some(waiting)
     }
@@ -88,7 +92,8 @@ impl Queue {
         match place {
             Place::Active => drop(self.active.insert(Self::order(&waiting))),
             Place::Backoff => drop(self.backoff.insert((waiting.ready, waiting.sequence, waiting.pod.uid.clone()))),
-            Place::Unschedulable | Place::Gated => {}
+            Place::Unschedulable => drop(self.parked.replace(waiting.pod.uid.clone())),
+            Place::Gated => {}
         }
         self.waiting.insert(waiting.pod.uid.clone(), waiting);
     }
@@ -171,9 +176,8 @@ impl Queue {
 
     /// Something happened: pods for which it may help, as `helps` says, are to be tried.
     pub fn wake_where(&mut self, now: Instant, helps: impl Fn(&Waiting) -> bool) {
-        let parked = |w: &&Waiting| w.place == Place::Unschedulable;
-        let woken: Vec<Box<str>> =
-            self.waiting.values().filter(parked).filter(|w| helps(w)).map(|w| w.pod.uid.clone()).collect();
+        let helped = |uid: &&Box<str>| self.waiting.get(*uid).is_some_and(&helps);
+        let woken: Vec<Box<str>> = self.parked.iter().filter(helped).cloned().collect();
         for uid in woken {
             self.wake(&uid, now);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coxswain_client::k8s_openapi::api::core::v1::{Namespace, Node as ApiNode};
-use coxswain_client::{Client, Event, Informers, ObjectKey, Selection, Store};
+use coxswain_client::{Client, Event, Informers, ObjectKey, Selection, Store, Subscription};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,7 @@ use crate::profile::Profile;
 use crate::queue::{Queue, Waiting};
 use crate::selector::Labels;
 use crate::volumes::Volumes;
-use crate::workloads::Workloads;
+use crate::workloads::{Selecting, Workloads};
 
 /// Bindings under way; when there are more, the next pod waits.
 const BINDINGS_MAX: usize = 1000;
@@ -87,11 +87,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) {
     let mut namespaces = namespaces.subscribe();
     let mut nodes = nodes.subscribe();
     let mut pods = pods.subscribe();
-    let mut services = selecting.iter().map(|i| i.subscribe()).collect::<Vec<_>>().into_iter();
-    let (mut a, mut b, mut c, mut d) = match (services.next(), services.next(), services.next(), services.next()) {
-        (Some(a), Some(b), Some(c), Some(d)) => (a, b, c, d),
-        _ => unreachable!("there are four kinds of workloads"),
-    };
+    let mut selecting: Vec<_> = selecting.iter().map(|informer| informer.subscribe()).collect();
     let mut claims = watched.claims.subscribe();
     let mut volumes = watched.volumes.subscribe();
     let mut classes = watched.classes.subscribe();
@@ -107,6 +103,11 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) {
         }
         while let Some(event) = pods.try_next() {
             scheduler.pod(event);
+        }
+        for subscription in &mut selecting {
+            while let Some(event) = subscription.try_next() {
+                scheduler.selecting(&event);
+            }
         }
         while let Ok(bound) = bindings.try_recv() {
             scheduler.bound(bound);
@@ -143,18 +144,35 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) {
             Some(_) = volumes.next() => scheduler.changed(&Change::Volumes),
             Some(_) = classes.next() => scheduler.changed(&Change::Volumes),
             Some(_) = drivers.next() => scheduler.changed(&Change::Volumes),
-            // Counts of pods that are spread by default depend on what selects them.
-            Some(_) = a.next() => scheduler.memory.clear(),
-            Some(_) = b.next() => scheduler.memory.clear(),
-            Some(_) = c.next() => scheduler.memory.clear(),
-            Some(_) = d.next() => scheduler.memory.clear(),
+            event = first_of(&mut selecting) => scheduler.selecting(&event),
             _ = flush.tick() => scheduler.queue.flush(Instant::now()),
             () = tokio::time::sleep_until(ready.into()) => {}
         }
     }
 }
 
+/// The next event of any of them.
+async fn first_of<P: Send + Sync + 'static>(subscriptions: &mut [Subscription<P>]) -> Event<P> {
+    let next = subscriptions.iter_mut().map(|subscription| {
+        Box::pin(async move {
+            match subscription.next().await {
+                Some(event) => event,
+                None => std::future::pending().await,
+            }
+        })
+    });
+    futures::future::select_all(next).await.0
+}
+
 impl Scheduler {
+    /// What selects pods changed, and with it how pods that do not say are spread.
+    fn selecting(&mut self, event: &Event<Selecting>) {
+        // Most updates are of a status.
+        if !matches!(event, Event::Updated { old, new } if old == new) {
+            self.memory.clear();
+        }
+    }
+
     fn namespace(&mut self, event: Event<Named>) {
         let labels = match &event {
             Event::Deleted(_) => None,

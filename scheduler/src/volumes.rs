@@ -53,6 +53,7 @@ pub struct VolumeClaim {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Class {
+    pub provisioner: String,
     pub provisions: bool,
     pub waits_for_consumer: bool,
     /// Each term is a list of labels and their values.
@@ -141,6 +142,7 @@ impl Volumes {
             claims: informers.projected(all(), claim),
             classes: informers.projected(all(), |c: StorageClass| Class {
                 provisions: c.provisioner != NO_PROVISIONER && !c.provisioner.is_empty(),
+                provisioner: c.provisioner,
                 waits_for_consumer: c.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"),
                 allowed_topologies: c
                     .allowed_topologies
