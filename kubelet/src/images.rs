@@ -343,8 +343,8 @@ mod tests {
             assert_eq!(malformed(good), None, "{good}");
         }
         assert_eq!(
-            malformed("Foo/bar:1").unwrap(),
-            "invalid reference format: repository name (Foo/bar) must be lowercase"
+            malformed("foo/Bar:1").unwrap(),
+            "invalid reference format: repository name (foo/Bar) must be lowercase"
         );
         assert_eq!(malformed("a b").unwrap(), "invalid reference format");
     }
