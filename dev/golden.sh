@@ -16,9 +16,13 @@ finish() { [ -z "$server" ] || kill "$server" 2>/dev/null || true; wait 2>/dev/n
 trap finish EXIT
 printf 'golden-token,golden,golden,system:masters\n' >"$dir/tokens.csv"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+# The recorded server signs with RSA, which its discovery document shows.
+openssl genrsa -out "$dir/sa.key" 2048 2>/dev/null
+openssl rsa -in "$dir/sa.key" -pubout -out "$dir/sa.pub" 2>/dev/null
 "$binary" kube-apiserver --data-dir "$dir/data" --cert-dir "$dir/certs" --bind-address 127.0.0.1 --secure-port "$port" \
     --authorization-mode Node,RBAC --service-cluster-ip-range 10.96.0.0/16 --allow-privileged \
     --token-auth-file "$dir/tokens.csv" --service-account-issuer https://kubernetes.default.svc.cluster.local \
+    --service-account-signing-key-file "$dir/sa.key" --service-account-key-file "$dir/sa.pub" \
     >"$dir/server.log" 2>&1 &
 server=$!
 for _ in $(seq 150); do

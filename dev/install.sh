@@ -15,7 +15,13 @@ need nft nftables
 need conntrack conntrack
 need ip iproute2
 need python3 python3
+python3 -m pip --version >/dev/null 2>&1 || want+=(python3-pip)
 need tar tar
+need curl curl
+need openssl openssl
+need etcd etcd-server
+need nsenter util-linux
+if ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then want+=(postgresql); fi
 [ -e /bin/busybox ] && file_is_static=$(ldd /bin/busybox 2>&1 || true) || file_is_static=missing
 case "$file_is_static" in *"not a dynamic"* | *"statically"*) ;; *) want+=(busybox-static) ;; esac
 
