@@ -14,6 +14,8 @@ pub mod cbor;
 mod convert;
 pub mod gotime;
 pub mod json;
+#[cfg(test)]
+mod laws;
 pub mod protobuf;
 pub mod yaml;
 

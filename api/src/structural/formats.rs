@@ -69,7 +69,9 @@ pub fn unrecognized(schema: &serde_json::Value, found: &mut Vec<String>) {
         found.push(format.to_owned());
     }
     match schema {
-        serde_json::Value::Object(map) => map.iter().filter(|(key, _)| *key != "default").for_each(|(_, s)| unrecognized(s, found)),
+        serde_json::Value::Object(map) => {
+            map.iter().filter(|(key, _)| *key != "default").for_each(|(_, s)| unrecognized(s, found))
+        }
         serde_json::Value::Array(items) => items.iter().for_each(|s| unrecognized(s, found)),
         _ => {}
     }

@@ -5,6 +5,7 @@ use crate::codec::{DecodeError, Decoded};
 use libyaml_safer::{ErrorKind, Event, EventData, Parser, ScalarStyle};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 type Result<T> = std::result::Result<T, DecodeError>;
 
@@ -22,9 +23,31 @@ struct Reader<'a> {
 }
 
 pub(super) fn document(bytes: &[u8]) -> Result<Decoded> {
+    // The parser's own reading of UTF-16 and of byte order marks is not robust.
+    let utf8;
+    let mut bytes = bytes;
+    if let [0xff, 0xfe, rest @ ..] | [0xfe, 0xff, rest @ ..] = bytes {
+        let big_endian = bytes[0] == 0xfe;
+        let units = rest.chunks(2).map(|pair| {
+            let pair = [pair[0], pair.get(1).copied().unwrap_or_default()];
+            if big_endian { u16::from_be_bytes(pair) } else { u16::from_le_bytes(pair) }
+        });
+        let units: Vec<u16> = units.collect();
+        utf8 = String::from_utf16_lossy(&units);
+        bytes = utf8.as_bytes();
+    }
+    // The scanner looks past a backslash, and past the head of a block of text, without asking whether there is more.
+    let closed;
+    bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let last_line = bytes.rsplit(|b| matches!(b, b'\n' | b'\r')).next().unwrap_or_default();
+    if last_line.iter().any(|b| matches!(b, b'\\' | b'|' | b'>')) {
+        closed = [bytes, b"\n"].concat();
+        bytes = &closed;
+    }
     let mut reader =
         Reader { parser: Parser::new(), anchors: HashMap::new(), values: 0, aliased: 0, duplicates: Vec::new() };
     reader.parser.set_input(bytes);
+    reader.parser.set_encoding(libyaml_safer::Encoding::Utf8);
     let mut value = Value::Null;
     loop {
         let event = reader.next()?;
@@ -47,7 +70,10 @@ fn refuse<T>(message: &str) -> Result<T> {
 
 impl Reader<'_> {
     fn next(&mut self) -> Result<Event> {
-        self.parser.parse().map_err(|error| {
+        // The parser panics on a few malformed documents. It is not used any more after it has.
+        let parsed = catch_unwind(AssertUnwindSafe(|| self.parser.parse()));
+        let Ok(parsed) = parsed else { return refuse("did not find expected node content") };
+        parsed.map_err(|error| {
             let line = |mark: Option<libyaml_safer::Mark>| mark.map_or(0, |m| m.line);
             let line = match line(error.problem_mark()) {
                 0 => line(error.context_mark()),
