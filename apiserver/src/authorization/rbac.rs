@@ -331,7 +331,9 @@ impl Authorizer for Rbac {
                 out.resource.push(resource);
             }
             if !rule.non_resource_urls.is_empty() {
-                value.as_object_mut().map(|o| o.retain(|k, _| k == "verbs" || k == "nonResourceURLs"));
+                if let Some(fields) = value.as_object_mut() {
+                    fields.retain(|key, _| key == "verbs" || key == "nonResourceURLs");
+                }
                 out.non_resource.push(value);
             }
         }

@@ -48,8 +48,8 @@ impl Plugin for MutatingAdmissionPolicy {
                     continue;
                 }
                 let result = self.common.params(policy, binding, attributes).and_then(|params| {
-                    let each = params.iter();
-                    each.map(|param| mutate(policy, attributes, param.as_deref(), namespace.as_deref())).collect()
+                    let mut each = params.iter();
+                    each.try_for_each(|param| mutate(policy, attributes, param.as_deref(), namespace.as_deref()))
                 });
                 match result {
                     Ok(()) => {}

@@ -345,10 +345,10 @@ fn check_validations(spec: &View<'_>, declared: &[&str], policy: &str, errors: &
             }
         }
         let message = validation.child("messageExpression");
-        if message.exists() && !message.is_empty() {
-            if let Some(why) = check(message.str().trim(), Wanted::Text, declared) {
-                errors.push(Error::invalid(message.path(), message.str(), why));
-            }
+        if !message.is_empty()
+            && let Some(why) = check(message.str().trim(), Wanted::Text, declared)
+        {
+            errors.push(Error::invalid(message.path(), message.str(), why));
         }
         let reason = validation.child("reason");
         if reason.exists()
