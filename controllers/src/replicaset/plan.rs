@@ -53,7 +53,9 @@ mod tests {
         let now = Timestamp::UNIX_EPOCH;
         assert!(matches!(plan(700, &[], HashMap::new, now), Action::Create(500)));
         let pod = Arc::new(SlimPod::of(Default::default()));
-        assert!(matches!(plan(0, &[pod.clone()], HashMap::new, now), Action::Delete(pods) if pods.len() == 1));
+        assert!(
+            matches!(plan(0, std::slice::from_ref(&pod), HashMap::new, now), Action::Delete(pods) if pods.len() == 1)
+        );
         assert!(matches!(plan(1, &[pod], HashMap::new, now), Action::None));
     }
 }
