@@ -9,7 +9,9 @@ use coxswain_apiserver::authorization::Mode;
 use coxswain_apiserver::server::listen::tls_config;
 use coxswain_apiserver::server::{Config, Server};
 use coxswain_storage::Storage;
-use coxswain_storage::embedded::{Embedded, Options};
+use coxswain_storage::embedded::{self, Embedded};
+use coxswain_storage::etcd::{self, Etcd};
+use coxswain_storage::postgres::{self, Postgres};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +29,7 @@ pub async fn run(flags: &Flags) -> Result<()> {
     };
     let config = config(flags, advertise, port)?;
     let tls = serving_certificate(flags, advertise)?;
-    let storage = storage(flags)?;
+    let storage = storage(flags).await?;
     flags.warn_without_meaning();
     let address = SocketAddr::new(bind, port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("failed to create listener: {address}"))?;
@@ -165,18 +167,31 @@ fn serving_certificate(flags: &Flags, advertise: IpAddr) -> Result<Arc<rustls::S
     Ok(tls_config(&cert, &key)?)
 }
 
-fn storage(flags: &Flags) -> Result<Arc<dyn Storage>> {
+async fn storage(flags: &Flags) -> Result<Arc<dyn Storage>> {
     let default = if flags.is_set("etcd-servers") { "etcd3" } else { "embedded" };
     let backend = flags.get("storage-backend").unwrap_or_else(|| default.into());
+    let keep_history = flags.duration("etcd-compaction-interval")?.unwrap_or(Duration::from_secs(300));
+    // A store's own sentence says it all; its chain of causes would say it twice.
+    let plain = |e: coxswain_storage::Error| anyhow::anyhow!("{e}");
     match backend.as_str() {
         "embedded" => {
-            let dir = flags.path("data-dir").context("--data-dir")?;
-            let keep = flags.duration("etcd-compaction-interval")?.unwrap_or(Duration::from_secs(300));
-            let options = Options { keep_history: keep, ..Options::default() };
-            // The store's own sentence says it all; its chain of causes would say it twice.
-            let store = Embedded::open(&dir, options).map_err(|e| anyhow::anyhow!("{e}"))?;
-            Ok(Arc::new(store))
+            let dir = flags.path("data-dir").context("--data-dir says where the embedded store keeps its files")?;
+            let options = embedded::Options { keep_history, ..embedded::Options::default() };
+            Ok(Arc::new(Embedded::open(&dir, options).map_err(plain)?))
         }
-        other => bail!("unknown storage backend {other:?}: this release knows embedded"),
+        "etcd3" => {
+            let servers = flags.list("etcd-servers");
+            if servers.is_empty() {
+                bail!("--etcd-servers must be specified");
+            }
+            let options = etcd::Options { keep_history, ..etcd::Options::default() };
+            Ok(Arc::new(Etcd::open(&servers, options).await.map_err(plain)?))
+        }
+        "postgres" => {
+            let url = flags.get("postgres-url").context("--postgres-url says where the database is")?;
+            let options = postgres::Options { keep_history, ..postgres::Options::default() };
+            Ok(Arc::new(Postgres::open(&url, options).await.map_err(plain)?))
+        }
+        other => bail!("--storage-backend {other:?} invalid, allowed values: embedded, etcd3, postgres"),
     }
 }

@@ -20,8 +20,18 @@ struct Server {
 }
 
 fn program(name: &str) -> PathBuf {
-    let output = Command::new("pg_config").arg("--bindir").output().expect("pg_config, which comes with Postgres");
-    Path::new(String::from_utf8(output.stdout).unwrap().trim()).join(name)
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
+        let program = Path::new(String::from_utf8(output.stdout).unwrap().trim()).join(name);
+        if program.exists() {
+            return program;
+        }
+    }
+    // Debian keeps the servers of each version apart, and installs pg_config only with the headers.
+    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("Postgres is installed");
+    let mut programs: Vec<PathBuf> = versions.flatten().map(|v| v.path().join("bin").join(name)).collect();
+    programs.retain(|p| p.exists());
+    programs.sort();
+    programs.pop().expect("Postgres is installed")
 }
 
 /// Postgres refuses to run as root, so root runs it as the user that its package makes.
