@@ -22,6 +22,8 @@ within() { local want=$1; shift; for _ in $(seq 50); do [[ $("$@" 2>&1) =~ $want
 echo 1 >/proc/sys/net/ipv4/ip_forward
 ip link add cni0 address 0a:58:0a:f4:01:01 type bridge
 ip address add 10.244.1.1/24 dev cni0
+ip address add fd00:244::1/64 dev cni0 nodad
+echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 ip link set cni0 up
 modprobe br_netfilter 2>/dev/null; echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables 2>/dev/null
 mkdir -p /run/netns
@@ -33,14 +35,16 @@ for p in a b c; do
     ip link set "veth$p" master cni0 up
     ip link set dev "veth$p" type bridge_slave hairpin on
     ip -n "$p" address add "10.244.1.$n/24" dev eth0
+    ip -n "$p" address add "fd00:244::$n/64" dev eth0 nodad
     ip -n "$p" link set eth0 up; ip -n "$p" link set lo up
     ip -n "$p" route add default via 10.244.1.1
+    ip -n "$p" route add default via fd00:244::1
     cat >server.py <<'P'
 import http.server, socket, sys, threading
 name = sys.argv[1]
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = f"{name} {self.client_address[0]}\n".encode()
+        body = f"{name} {self.client_address[0].removeprefix('::ffff:')}\n".encode()
         self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
     def log_message(self, *a): pass
 def udp():
@@ -48,14 +52,15 @@ def udp():
     while True:
         data, peer = s.recvfrom(2048); s.sendto(f"{name} {peer[0]}".encode(), peer)
 threading.Thread(target=udp, daemon=True).start()
-http.server.ThreadingHTTPServer(("", 8080), H).serve_forever()
+class S(http.server.ThreadingHTTPServer): address_family = socket.AF_INET6
+S(("::", 8080), H).serve_forever()
 P
     ip netns exec "$p" python3 server.py "$p" &
 done
 
 printf 'tok,admin,admin,system:masters\n' >tokens.csv
 "$coxswain" kube-apiserver --data-dir "$dir/data" --cert-dir "$dir/certs" --bind-address 127.0.0.1 --secure-port 6443 \
-    --authorization-mode Node,RBAC --service-cluster-ip-range 10.96.0.0/16 --token-auth-file "$dir/tokens.csv" \
+    --authorization-mode Node,RBAC --service-cluster-ip-range 10.96.0.0/16,fd00:96::/112 --token-auth-file "$dir/tokens.csv" \
     --service-account-issuer https://kubernetes.default.svc.cluster.local >server.log 2>&1 &
 for _ in $(seq 100); do curl -sk https://127.0.0.1:6443/readyz | grep -q ^ok && break; sleep 0.1; done
 cat >kubeconfig <<K
@@ -74,10 +79,10 @@ import json, sys
 service, protocol, *eps = sys.argv[1:]
 ends = []
 for e in eps:
-    host, ip, node, ready = e.split(":")
+    host, rest = e.split(":", 1); ip, node, ready = rest.rsplit(":", 2)
     c = {"ready": ready == "ready", "serving": ready != "broken", "terminating": ready == "leaving"}
     ends.append({"addresses": [ip], "nodeName": node, "conditions": c, **({"hostname": host} if host else {})})
-print(json.dumps({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+print(json.dumps({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv6" if ":" in ends[0]["addresses"][0] else "IPv4",
   "metadata": {"name": service, "labels": {"kubernetes.io/service-name": service}},
   "ports": [{"name": "p", "protocol": protocol, "port": 8080}], "endpoints": ends}))
 P
@@ -112,6 +117,11 @@ service inner TCP '{"clusterIP": "10.96.1.6", "internalTrafficPolicy": "Local"}'
 service leaving TCP '{"clusterIP": "10.96.1.7"}'; slice leaving TCP ":10.244.1.4:n1:leaving"
 service udp UDP '{"clusterIP": "10.96.1.8"}'; slice udp UDP ":10.244.1.2:n1:ready"
 service head TCP '{"clusterIP": "None"}'; slice head TCP "web-0:10.244.1.2:n1:ready" ":10.244.1.3:n1:ready" ":10.244.1.4:n1:broken"
+service six TCP '{"clusterIP": "10.96.1.9", "clusterIPs": ["10.96.1.9", "fd00:96::9"], "ipFamilyPolicy": "RequireDualStack", "sessionAffinity": "ClientIP"}'
+slice six TCP ":fd00:244::3:n1:ready"
+service lb TCP '{"clusterIP": "10.96.1.10", "type": "LoadBalancer", "nodePort": 30090, "externalTrafficPolicy": "Local", "healthCheckNodePort": 30091, "loadBalancerSourceRanges": ["10.244.1.3/32"]}'
+slice lb TCP ":10.244.1.4:n1:ready" ":10.244.1.2:n2:ready"
+kubectl patch service lb --subresource=status --type merge -p '{"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}}' >/dev/null
 service alias TCP '{"type": "ExternalName", "externalName": "web.default.svc.cluster.local"}'
 nft add table ip kube-proxy; nft add chain ip kube-proxy stale
 RUST_LOG=info "$proxy" kubeconfig n1 10.244.0.0/16 192.168.250.2:10053 >proxy.log 2>&1 &
@@ -133,6 +143,11 @@ check "what terminates serves when nothing else is there" '^c ' get http://10.96
 check "UDP" '^a ' udp 10.96.1.8
 check "what was stale is gone" 'No such|Error' nft list chain ip kube-proxy stale
 check "healthz" 'nodeEligible": true' get http://127.0.0.1:10256/healthz
+check "IPv6" '^b fd00:244::1' get 'http://[fd00:96::9]'
+check "a balancer's address within its source ranges" '^[ac] ' ip netns exec b curl -s -m 3 http://203.0.113.9
+check "a balancer's address outside of them" 'timed out|onnect' curl -sS -m 1 http://203.0.113.9
+check "a balancer's node port needs no source range" '^c ' get http://192.168.250.2:30090
+check "what a balancer is told" '"localEndpoints": 1' get http://192.168.250.2:30091
 slice udp UDP ":10.244.1.3:n1:ready"; within '^b ' udp 10.96.1.8
 check "UDP goes to the new endpoint" '^b ' udp 10.96.1.8
 slice none TCP ":10.244.1.4:n1:ready"; within '^c ' get http://10.96.1.3
