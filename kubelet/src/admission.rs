@@ -84,6 +84,31 @@ pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
     Ok(())
 }
 
+/// Whether a resized pod still fits: `Infeasible` if it never will, `Deferred` if others are in the way.
+pub fn resize_verdict(kubelet: &Kubelet, pod: &Pod) -> Result<(), (&'static str, String)> {
+    let allocatable = kubelet.allocatable();
+    let amount = |name: &str, q: &Quantity| if name == "cpu" { resources::milli_value(q) } else { resources::value(q) };
+    let requests = resources::pod_requests(pod);
+    for name in ["cpu", "memory"] {
+        let (Some(requested), Some(capacity)) = (requests.get(name), allocatable.get(name)) else { continue };
+        let (requested, capacity) = (amount(name, requested), amount(name, capacity));
+        if requested > capacity {
+            return Err((
+                "Infeasible",
+                format!("Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"),
+            ));
+        }
+    }
+    let others: Vec<_> = kubelet
+        .handles()
+        .into_iter()
+        .filter(|h| h.uid != pod.uid() && !h.rejected.load(Ordering::Acquire) && !h.finished.load(Ordering::Acquire))
+        .map(|h| h.pod())
+        .collect();
+    fits_resources(&allocatable, &others.iter().map(|p| p.as_ref()).collect::<Vec<_>>(), pod)
+        .map_err(|r| ("Deferred", r.message))
+}
+
 /// A node that runs short takes only pods that it would not evict at once.
 fn under_pressure(pressure: Pressure, pod: &Pod) -> Result<(), Rejection> {
     let tolerates = pod.spec().tolerations.iter().flatten().any(|t| {

@@ -110,6 +110,14 @@ pub fn sandbox_config(
     inputs: &SandboxInputs<'_>,
 ) -> Result<(v1::PodSandboxConfig, bool), String> {
     let spec = pod.spec();
+    // Running such a pod without what it asks for would be worse than not running it.
+    if spec.host_users == Some(false) {
+        let handler = spec.runtime_class_name.as_deref().unwrap_or_default();
+        return Err(format!("RuntimeClass handler {handler:?} does not support user namespaces"));
+    }
+    if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        return Err("dynamic resources are not supported by this kubelet".into());
+    }
     let config = inputs.config;
     let settings = &config.settings;
     let (dns, missing) = host_files::dns_config(pod, inputs.host_dns, &settings.cluster_dns, &settings.cluster_domain);

@@ -397,7 +397,11 @@ fn statuses(
                         Some(actual) if newest.is_running() => actual.clone(),
                         _ => own.clone(),
                     });
-                    result.allocated_resources = own.requests;
+                    // What a resize asks for is allocated when it is granted.
+                    result.allocated_resources = match inputs.actual_resources.get(&container.name) {
+                        Some(actual) if newest.is_running() => actual.requests.clone(),
+                        _ => own.requests,
+                    };
                     result.user = newest.user.as_ref().map(container_user);
                     result.stop_signal = v1::Signal::try_from(newest.stop_signal)
                         .ok()

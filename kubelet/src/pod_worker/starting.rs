@@ -3,6 +3,7 @@
 
 use super::{RETRY, RETRY_SOON, Worker};
 use crate::actions::{Actions, KillReason};
+use crate::admission;
 use crate::container_config;
 use crate::cri::v1;
 use crate::environment;
@@ -427,9 +428,31 @@ impl Worker {
             })
             .collect();
         if changed.is_empty() {
+            // Also when the wish was taken back.
+            if self.resize.pending.take().is_some() {
+                let status = self.generate(pod, runtime, false);
+                self.handle.publish(status);
+            }
             return None;
         }
-        let summary = resize_summary(pod);
+        if let Err((reason, message)) = admission::resize_verdict(&kubelet, pod) {
+            if self.resize.pend(pod, reason, &message) {
+                let summary = resize_summary(pod, Some(&message));
+                kubelet.events.pod(
+                    pod,
+                    None,
+                    "Warning",
+                    &format!("Resize{reason}"),
+                    format!("Pod resize {reason}: {summary}"),
+                );
+                let status = self.generate(pod, runtime, false);
+                self.handle.publish(status);
+            }
+            // Room may come when others go.
+            return (reason == "Deferred").then_some(RETRY);
+        }
+        self.resize.pending = None;
+        let summary = resize_summary(pod, None);
         kubelet.events.pod(pod, None, "Normal", "ResizeStarted", format!("Pod resize started: {summary}"));
         let settings = &kubelet.config.settings;
         let period = settings.cpu_cfs_quota_period.0.as_micros() as i64;
@@ -470,6 +493,8 @@ impl Worker {
 pub(super) struct Resize {
     applied: HashMap<String, Applied>,
     pub error: Option<String>,
+    /// Why a resize has not been granted.
+    pending: Option<PodCondition>,
 }
 
 struct Applied {
@@ -487,6 +512,28 @@ impl Resize {
         spec: Option<ResourceRequirements>,
     ) {
         self.applied.insert(name.into(), Applied { id: id.into(), limits, spec: spec.unwrap_or_default() });
+    }
+
+    /// Says whether this is news.
+    fn pend(&mut self, pod: &Pod, reason: &str, message: &str) -> bool {
+        let same = |c: &PodCondition| {
+            c.reason.as_deref() == Some(reason)
+                && c.message.as_deref() == Some(message)
+                && c.observed_generation == pod.metadata.generation
+        };
+        if self.pending.as_ref().is_some_and(same) {
+            return false;
+        }
+        self.pending = Some(PodCondition {
+            type_: "PodResizePending".into(),
+            status: "True".into(),
+            reason: Some(reason.into()),
+            message: Some(message.into()),
+            observed_generation: pod.metadata.generation,
+            last_transition_time: Some(now()),
+            last_probe_time: None,
+        });
+        true
     }
 
     fn failed(&mut self, message: &str) {
@@ -524,6 +571,9 @@ impl Resize {
     }
 
     pub fn conditions(&self, pod: &Pod) -> Vec<PodCondition> {
+        if let Some(pending) = &self.pending {
+            return vec![pending.clone()];
+        }
         let Some(error) = &self.error else { return Vec::new() };
         vec![PodCondition {
             type_: "PodResizeInProgress".into(),
@@ -538,13 +588,16 @@ impl Resize {
 }
 
 /// What a resize is about, as it stands in events: the resources of every container, and the generation.
-fn resize_summary(pod: &Pod) -> String {
+fn resize_summary(pod: &Pod, error: Option<&str>) -> String {
     let list = |containers: &[Container]| -> Vec<serde_json::Value> {
         containers.iter().map(|c| serde_json::json!({"name": c.name, "resources": c.resources})).collect()
     };
     let mut summary = serde_json::Map::new();
     summary.insert("containers".into(), list(&pod.spec().containers).into());
     summary.insert("generation".into(), pod.generation().into());
+    if let Some(error) = error {
+        summary.insert("error".into(), error.into());
+    }
     let init: Vec<Container> =
         pod::init_containers(pod.spec()).iter().filter(|c| pod::is_sidecar(c)).cloned().collect();
     if !init.is_empty() {
