@@ -17,8 +17,8 @@ fn default(object: &mut Value, key: &str, value: Value) {
 }
 
 /// Rules without scope are of any.
-fn default_scopes(rules: &mut Value) {
-    for rule in rules.as_array_mut().into_iter().flatten() {
+fn default_scopes(object: &mut Value, key: &str) {
+    for rule in object.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten() {
         default(rule, "scope", json!("*"));
     }
 }

@@ -73,7 +73,12 @@ impl Resource for CertificateSigningRequests {
             }
             seen.push(usage.str());
         }
-        check_signer_name(&spec.child("signerName"), &mut errors);
+        let signer = spec.child("signerName");
+        check_signer_name(&signer, &mut errors);
+        if signer.str() == "kubernetes.io/legacy-unknown" {
+            let why = "the legacy signerName is not allowed via this API version";
+            errors.push(Error::invalid(signer.path(), signer.str(), why));
+        }
         let expiration = spec.child("expirationSeconds");
         if expiration.opt_i64().is_some_and(|seconds| seconds < 600) {
             let why = "may not specify a duration less than 600 seconds (10 minutes)";

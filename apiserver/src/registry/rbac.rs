@@ -4,6 +4,7 @@
 
 pub mod bootstrap;
 
+use super::checks::{self, SelectorLeniency};
 use super::resource::Resource;
 use crate::authorization::rbac::GROUP;
 use crate::request::Context;
@@ -37,7 +38,11 @@ impl Resource for Role {
                 errors.push(Error::required(selectors.path(), why));
             }
             for selector in selectors.items() {
-                check_label_selector(&selector, &mut errors);
+                checks::label_selector(&selector, SelectorLeniency::default(), &mut errors);
+                if coxswain_api::selector::Selector::from_label_selector(selector.value()).is_err() {
+                    // Upstream shows the selector that it could not make.
+                    errors.push(Error::invalid(selector.path(), &Value::Null, "invalid label selector."));
+                }
             }
         }
         errors
@@ -54,11 +59,14 @@ impl Resource for Role {
 
 impl Resource for Binding {
     fn set_defaults(&self, object: &mut Value) {
-        let role_ref = &mut object["roleRef"];
-        if role_ref.is_object() && role_ref["apiGroup"].as_str().unwrap_or_default().is_empty() {
+        let role_ref = object.get_mut("roleRef").filter(|r| r.is_object());
+        if let Some(role_ref) = role_ref
+            && role_ref["apiGroup"].as_str().unwrap_or_default().is_empty()
+        {
             role_ref["apiGroup"] = json!(GROUP);
         }
-        for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+        let subjects = object.get_mut("subjects").and_then(Value::as_array_mut);
+        for subject in subjects.into_iter().flatten() {
             let of_rbac = matches!(subject["kind"].as_str(), Some("User" | "Group"));
             if of_rbac && subject["apiGroup"].as_str().unwrap_or_default().is_empty() {
                 subject["apiGroup"] = json!(GROUP);
@@ -142,37 +150,6 @@ fn check_rule(rule: &View<'_>, namespaced: bool, errors: &mut ErrorList) {
     }
     if resources.is_empty() {
         errors.push(Error::required(resources.path(), "resource rules must supply at least one resource"));
-    }
-}
-
-/// What is wrong with a `metav1.LabelSelector` (upstream: `ValidateLabelSelector`).
-fn check_label_selector(selector: &View<'_>, errors: &mut ErrorList) {
-    for (key, value) in selector.child("matchLabels").entries() {
-        let path = selector.path().child("matchLabels");
-        errors.extend(names::qualified_name(key).into_iter().map(|why| Error::invalid(&path, key, why)));
-        errors.extend(names::label_value(value.str()).into_iter().map(|why| Error::invalid(&path, value.str(), why)));
-    }
-    for expression in selector.child("matchExpressions").items() {
-        let (key, operator, values) =
-            (expression.child("key"), expression.child("operator"), expression.child("values"));
-        match operator.str() {
-            "In" | "NotIn" if values.is_empty() => {
-                let why = "must be specified when `operator` is 'In' or 'NotIn'";
-                errors.push(Error::required(values.path(), why));
-            }
-            "Exists" | "DoesNotExist" if !values.is_empty() => {
-                let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                errors.push(Error::forbidden(values.path(), why));
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => errors.push(Error::invalid(operator.path(), other, "not a valid selector operator")),
-        }
-        errors
-            .extend(names::qualified_name(key.str()).into_iter().map(|why| Error::invalid(key.path(), key.str(), why)));
-        for value in values.items() {
-            let wrong = names::label_value(value.str()).into_iter();
-            errors.extend(wrong.map(|why| Error::invalid(value.path(), value.str(), why)));
-        }
     }
 }
 

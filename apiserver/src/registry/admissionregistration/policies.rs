@@ -21,21 +21,16 @@ fn default_criteria(criteria: &mut Value) {
     default(criteria, "matchPolicy", json!("Equivalent"));
     default(criteria, "namespaceSelector", json!({}));
     default(criteria, "objectSelector", json!({}));
-    if criteria.is_object() {
-        for key in ["resourceRules", "excludeResourceRules"] {
-            if criteria[key].is_array() {
-                default_scopes(&mut criteria[key]);
-            }
-        }
-    }
+    default_scopes(criteria, "resourceRules");
+    default_scopes(criteria, "excludeResourceRules");
 }
 
 impl Resource for Policies {
     fn set_defaults(&self, object: &mut Value) {
-        let spec = &mut object["spec"];
+        let Some(spec) = object.get_mut("spec") else { return };
         default(spec, "failurePolicy", json!("Fail"));
-        if spec["matchConstraints"].is_object() {
-            default_criteria(&mut spec["matchConstraints"]);
+        if let Some(criteria) = spec.get_mut("matchConstraints") {
+            default_criteria(criteria);
         }
     }
 
@@ -111,8 +106,8 @@ impl Resource for Policies {
 
 impl Resource for Bindings {
     fn set_defaults(&self, object: &mut Value) {
-        if object["spec"]["matchResources"].is_object() {
-            default_criteria(&mut object["spec"]["matchResources"]);
+        if let Some(criteria) = object.pointer_mut("/spec/matchResources") {
+            default_criteria(criteria);
         }
     }
 

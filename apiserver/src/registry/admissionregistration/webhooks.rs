@@ -14,7 +14,7 @@ pub struct WebhookConfigurations {
 
 impl Resource for WebhookConfigurations {
     fn set_defaults(&self, object: &mut Value) {
-        for hook in object["webhooks"].as_array_mut().into_iter().flatten() {
+        for hook in object.get_mut("webhooks").and_then(Value::as_array_mut).into_iter().flatten() {
             default(hook, "failurePolicy", json!("Fail"));
             default(hook, "matchPolicy", json!("Equivalent"));
             default(hook, "namespaceSelector", json!({}));
@@ -23,10 +23,10 @@ impl Resource for WebhookConfigurations {
             if self.mutating {
                 default(hook, "reinvocationPolicy", json!("Never"));
             }
-            if hook["clientConfig"]["service"].is_object() {
-                default(&mut hook["clientConfig"]["service"], "port", json!(443));
+            if let Some(service) = hook.pointer_mut("/clientConfig/service") {
+                default(service, "port", json!(443));
             }
-            default_scopes(&mut hook["rules"]);
+            default_scopes(hook, "rules");
         }
     }
 
