@@ -19,7 +19,6 @@ pub const DNS_PORT: u16 = 10053;
 pub struct Setup<'a> {
     pub server: &'a str,
     pub authority_pem: &'a str,
-    pub cluster_domain: &'a str,
     pub dns_service_ip: IpAddr,
     /// The node whose DNS answers; none without a real node.
     pub dns_node_ip: Option<IpAddr>,

@@ -224,7 +224,6 @@ async fn run(plan: Plan, start: Instant) -> Result<()> {
     let setup = cluster_setup::Setup {
         server: &plan.server_url(),
         authority_pem: &keys.authority.cert_pem,
-        cluster_domain: &plan.cluster_domain,
         dns_service_ip: plan.dns_ip,
         dns_node_ip: plan.hollow_nodes.is_none().then_some(plan.node_ip),
         bootstrap_token: &token,
