@@ -19,3 +19,11 @@ pub(super) fn from_hub<'a>(call: &Call, object: &'a Value) -> Result<Cow<'a, Val
         crate::convert::from_hub(&call.served, object.clone()).map(Cow::Owned)
     }
 }
+
+/// A written object as it will be read again: what its version's conversion does not keep, its writer does not own.
+pub(super) fn settle(call: &Call, object: Value) -> Result<Value, Status> {
+    if call.served.is_hub() {
+        return Ok(object);
+    }
+    crate::convert::from_hub(&call.served, to_hub(call, object)?)
+}

@@ -61,7 +61,7 @@ impl Pipeline {
     pub(super) async fn create_decoded(
         &self,
         call: &Call,
-        mut object: Value,
+        object: Value,
         options: &WriteOptions,
     ) -> Result<Outcome, Status> {
         let admission_options = options.admission_object("CreateOptions");
@@ -69,6 +69,7 @@ impl Pipeline {
             "" => metadata::text(&object, "name").to_owned(),
             name => name.to_owned(),
         };
+        let mut object = convert::settle(call, object)?;
         managed_fields::update(None, &mut object, &super::update::writer(call));
         let mut object = convert::to_hub(call, object)?;
         self.admit(call, Operation::Create, &admission_options, &name, Some(&mut object), None).await?;

@@ -38,6 +38,10 @@ impl Resource for FlowSchemas {
         true
     }
 
+    fn reset_fields(&self, subresource: &str) -> Option<&'static [&'static str]> {
+        (subresource == "status").then_some(&["spec", "metadata"])
+    }
+
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
         MetadataChecks { update: false, whole: subresource.is_empty() }
     }
@@ -88,6 +92,10 @@ impl Resource for PriorityLevelConfigurations {
 
     fn has_generation(&self) -> bool {
         true
+    }
+
+    fn reset_fields(&self, subresource: &str) -> Option<&'static [&'static str]> {
+        (subresource == "status").then_some(&["spec", "metadata"])
     }
 
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {

@@ -279,7 +279,7 @@ impl Change for Replace {
     }
 
     async fn apply(&self, call: &Call, current: Option<&Value>) -> Result<Value, Status> {
-        let mut object = self.object.clone();
+        let mut object = convert::settle(call, self.object.clone())?;
         let live = current.map(|c| convert::from_hub(call, c)).transpose()?;
         managed_fields::update(live.as_deref(), &mut object, &writer(call));
         convert::to_hub(call, object)

@@ -90,7 +90,9 @@ fn validate_metric(metric: &View<'_>, errors: &mut ErrorList) {
         return;
     }
     let Some((_, expected)) = KINDS.iter().find(|(name, _)| *name == kind.str()) else {
-        errors.push(Error::not_supported(kind.path(), kind.str(), &KINDS.map(|(name, _)| name)));
+        let wrong = Error::not_supported(kind.path(), kind.str(), &KINDS.map(|(name, _)| name));
+        // Upstream finds it twice: among the kinds there are, and as the kind whose details are missing.
+        errors.extend([wrong.clone(), wrong]);
         return;
     };
     let order = ["object", "external", "pods", "resource", "containerResource"];

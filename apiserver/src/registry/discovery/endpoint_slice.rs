@@ -7,6 +7,7 @@ use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::names::{self, ip};
 use coxswain_api::{Value, json};
+use std::collections::HashSet;
 
 const ENDPOINTS_MAX: usize = 1000;
 const ADDRESSES_MAX: usize = 100;
@@ -53,11 +54,11 @@ impl Resource for EndpointSlices {
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        validate(object)
+        validate(object, None)
     }
 
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
-        let mut errors = validate(object);
+        let mut errors = validate(object, Some(old));
         let kind = View::root(object).child("addressType");
         if kind.str() != View::root(old).child("addressType").str() {
             errors.push(Error::invalid(kind.path(), kind.str(), "field is immutable"));
@@ -103,8 +104,10 @@ fn drop_topology(object: &mut Value) {
     }
 }
 
-fn validate(object: &Value) -> ErrorList {
+/// An address that an update leaves in the slice is not looked at again.
+fn validate(object: &Value, old: Option<&Value>) -> ErrorList {
     let root = View::root(object);
+    let kept: HashSet<&str> = old.map(|old| addresses(&View::root(old)).collect()).unwrap_or_default();
     let mut errors = ErrorList::new();
     let kind = root.child("addressType");
     if kind.is_empty() {
@@ -117,21 +120,25 @@ fn validate(object: &Value) -> ErrorList {
         errors.push(Error::too_many(endpoints.path(), endpoints.len(), ENDPOINTS_MAX as i64));
     } else {
         for endpoint in endpoints.items() {
-            validate_endpoint(&endpoint, kind.str(), &mut errors);
+            validate_endpoint(&endpoint, kind.str(), &kept, &mut errors);
         }
     }
     validate_ports(&root.child("ports"), &mut errors);
     errors
 }
 
-fn validate_endpoint(endpoint: &View<'_>, kind: &str, errors: &mut ErrorList) {
+fn addresses<'a>(slice: &View<'a>) -> impl Iterator<Item = &'a str> {
+    slice.child("endpoints").items().flat_map(|e| e.child("addresses").items()).map(|a| a.str())
+}
+
+fn validate_endpoint(endpoint: &View<'_>, kind: &str, kept: &HashSet<&str>, errors: &mut ErrorList) {
     let addresses = endpoint.child("addresses");
     if addresses.is_empty() {
         errors.push(Error::required(addresses.path(), "must contain at least 1 address"));
     } else if addresses.len() > ADDRESSES_MAX {
         errors.push(Error::too_many(addresses.path(), addresses.len(), ADDRESSES_MAX as i64));
     }
-    for address in addresses.items() {
+    for address in addresses.items().filter(|a| !kept.contains(a.str())) {
         let text = address.str();
         match kind {
             "IPv4" | "IPv6" => {
