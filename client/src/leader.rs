@@ -101,10 +101,10 @@ impl LeaderElector {
         };
         let work = work(leading.clone());
         tokio::pin!(work);
-        let lost = tokio::select! {
-            () = renew => true,
-            () = &mut work => false,
-            () = shutdown.cancelled() => false,
+        let (lost, finished) = tokio::select! {
+            () = renew => (true, false),
+            () = &mut work => (false, true),
+            () = shutdown.cancelled() => (false, false),
         };
         leading.cancel();
         if lost {
@@ -112,7 +112,9 @@ impl LeaderElector {
             self.record("stopped leading");
             return false;
         }
-        work.await;
+        if !finished {
+            work.await;
+        }
         self.release(observed).await;
         true
     }
@@ -195,5 +197,86 @@ impl LeaderElector {
             };
             recorder.normal(&reference, "LeaderElection", format!("{} {what}", self.identity));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::Method;
+    use http_body_util::{BodyExt, Full};
+    use kube::client::Body;
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// A server that holds one lease and rejects writes of an old version.
+    fn server() -> Client {
+        let held: Arc<Mutex<Option<(u64, serde_json::Value)>>> = Arc::default();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let held = held.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let bytes = body.collect().await.unwrap().to_bytes();
+                let sent: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
+                let mut held = held.lock();
+                let version = held.as_ref().map_or(0, |(version, _)| *version);
+                let fresh = |sent: &serde_json::Value| sent["metadata"]["resourceVersion"] == version.to_string();
+                let accepted = match (&parts.method, sent) {
+                    (&Method::GET, _) => version > 0,
+                    (&Method::POST, Some(sent)) if version == 0 => {
+                        *held = Some((1, sent));
+                        true
+                    }
+                    (&Method::PUT, Some(sent)) if fresh(&sent) => {
+                        *held = Some((version + 1, sent));
+                        true
+                    }
+                    _ => false,
+                };
+                let (code, answer) = match (&mut *held, accepted) {
+                    (Some((version, lease)), true) => {
+                        lease["metadata"]["resourceVersion"] = version.to_string().into();
+                        (200, lease.clone())
+                    }
+                    (None, _) => (404, serde_json::json!({"kind": "Status", "reason": "NotFound", "code": 404})),
+                    _ => (409, serde_json::json!({"kind": "Status", "reason": "Conflict", "code": 409})),
+                };
+                let body = Full::new(bytes::Bytes::from(answer.to_string()));
+                Ok::<_, std::convert::Infallible>(http::Response::builder().status(code).body(body).unwrap())
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_candidate_leads_and_the_next_follows_when_it_lets_go() {
+        let client = server();
+        let led = Arc::new(Mutex::new(Vec::new()));
+        let lead = |name: &'static str, shutdown: CancellationToken| {
+            let elector = LeaderElector::new(client.clone(), "kube-system", "test", name.to_owned());
+            let led = led.clone();
+            tokio::spawn(async move {
+                elector
+                    .run(shutdown, |leading| async move {
+                        led.lock().push(name);
+                        leading.cancelled().await;
+                    })
+                    .await
+            })
+        };
+        let (first, second) = (CancellationToken::new(), CancellationToken::new());
+        let one = lead("one", first.clone());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let two = lead("two", second.clone());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(*led.lock(), ["one"], "the lease is renewed");
+        first.cancel();
+        assert!(one.await.unwrap());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(*led.lock(), ["one", "two"]);
+        second.cancel();
+        assert!(two.await.unwrap());
     }
 }

@@ -24,6 +24,8 @@ mod behavior;
 mod replicas;
 
 const WORKERS: usize = 5;
+/// How often a scale that conflicts is written again at once.
+const SCALE_RETRIES: usize = 5;
 
 struct Controller {
     context: Context,
@@ -220,15 +222,22 @@ impl Controller {
         Ok(())
     }
 
-    /// Writes the scale as it was read, with another size.
+    /// Writes another size into the scale, read anew where somebody changed the workload meanwhile.
     async fn set_scale(&self, scale: &Scale, desired: i32) -> Result<(), kube::Error> {
-        let mut object = scale.object.clone();
-        object["spec"]["replicas"] = json!(desired);
-        let body = serde_json::to_vec(&object).map_err(kube::Error::SerdeError)?;
+        let client = &self.context.client;
         let path = format!("{}/scale", scale.path);
-        objects::request::<Value>(&self.context.client, Method::PUT, &path, "application/json", Some(body))
-            .await
-            .map(drop)
+        let mut object = scale.object.clone();
+        for attempt in 0.. {
+            object["spec"]["replicas"] = json!(desired);
+            let body = serde_json::to_vec(&object).map_err(kube::Error::SerdeError)?;
+            match objects::request::<Value>(client, Method::PUT, &path, "application/json", Some(body)).await {
+                Err(error) if errors::is_conflict(&error) && attempt < SCALE_RETRIES => {
+                    object = objects::request(client, Method::GET, &path, "", None).await?;
+                }
+                result => return result.map(drop),
+            }
+        }
+        Ok(())
     }
 
     async fn scale(&self, namespace: &str, autoscaler: &HorizontalPodAutoscaler) -> Result<Scale, kube::Error> {
