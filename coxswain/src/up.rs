@@ -327,7 +327,11 @@ fn start_controllers(
     let manager = client(server, "kube-controller-manager", "system:kube-controller-manager", &[]);
     let identities: coxswain_controllers::ClientFactory = {
         let server = Arc::clone(server);
+        let own = manager.clone();
         Arc::new(move |name: &str| {
+            if name.is_empty() {
+                return own.clone();
+            }
             let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
             client(&server, "kube-controller-manager", &format!("system:serviceaccount:kube-system:{name}"), &groups)
         })
