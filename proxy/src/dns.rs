@@ -205,7 +205,7 @@ impl Server {
                 }
                 Found::Alias(record, target) => {
                     answer.metadata.authoritative = true;
-                    answer.answers.push(record);
+                    answer.answers.push(*record);
                     if question.query_type == hickory_proto::rr::RecordType::CNAME {
                         return;
                     }

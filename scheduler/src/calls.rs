@@ -67,23 +67,30 @@ pub struct Bound {
     pub failure: Option<(String, bool)>,
 }
 
+/// What the scheduling task has to hear of.
+pub enum Done {
+    Bound(Bound),
+    /// A victim could not be evicted: it stays.
+    Spared(Arc<PodInfo>),
+}
+
 #[derive(Clone)]
 pub struct Calls(Arc<Inner>);
 
 struct Inner {
     client: Client,
     recorder: Recorder,
-    bound: mpsc::UnboundedSender<Bound>,
+    done: mpsc::UnboundedSender<Done>,
     /// For each pod with a call under way, what is to follow.
     lanes: Mutex<HashMap<Box<str>, Vec<Call>>>,
     permits: Semaphore,
 }
 
 impl Calls {
-    /// The channel of results holds at most one for each binding under way, which the scheduling task limits.
-    pub fn new(client: Client, recorder: Recorder, bound: mpsc::UnboundedSender<Bound>) -> Self {
+    /// The channel of results holds at most one for each binding and eviction under way, which the scheduling task limits.
+    pub fn new(client: Client, recorder: Recorder, done: mpsc::UnboundedSender<Done>) -> Self {
         let permits = Semaphore::new(REQUESTS_MAX);
-        Self(Arc::new(Inner { client, recorder, bound, lanes: Mutex::default(), permits }))
+        Self(Arc::new(Inner { client, recorder, done, lanes: Mutex::default(), permits }))
     }
 
     pub fn send(&self, call: Call) {
@@ -126,7 +133,7 @@ impl Calls {
                 self.patch_status(&pod, status).await;
             }
             Call::ClearNomination { pod } => self.patch_status(&pod, json!({"nominatedNodeName": null})).await,
-            Call::Evict { victim, preemptor, node } => self.evict(&victim, &preemptor, &node).await,
+            Call::Evict { victim, preemptor, node } => self.evict(victim, &preemptor, &node).await,
         }
     }
 
@@ -181,17 +188,17 @@ impl Calls {
             self.0.recorder.record(&waiting.pod, None, what, &pod.scheduler_name, &note);
         }
         // Nobody listens after the end.
-        let _ = self.0.bound.send(Bound { waiting, pod, profile, failure });
+        let _ = self.0.done.send(Done::Bound(Bound { waiting, pod, profile, failure }));
     }
 
-    async fn evict(&self, victim: &PodInfo, preemptor: &PodInfo, node: &str) {
+    async fn evict(&self, victim: Arc<PodInfo>, preemptor: &PodInfo, node: &str) {
         let condition = json!({
             "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
             "message": format!("{}: preempting to accommodate a higher priority pod", preemptor.scheduler_name),
             "lastProbeTime": null, "observedGeneration": victim.generation,
             "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         });
-        self.patch_status(victim, json!({"conditions": [condition]})).await;
+        self.patch_status(&victim, json!({"conditions": [condition]})).await;
         let key = ObjectKey::new(&victim.key.namespace, &victim.key.name);
         for attempt in 1..=TRIES_MAX {
             let permit = self.0.permits.acquire().await;
@@ -203,12 +210,13 @@ impl Calls {
                     let note = format!("Preempted by pod {} on node {node}", preemptor.uid);
                     let what = ("Normal", "Preempted", "Preempting");
                     let by = &preemptor.scheduler_name;
-                    return self.0.recorder.record(victim, Some(preemptor), what, by, &note);
+                    return self.0.recorder.record(&victim, Some(preemptor), what, by, &note);
                 }
                 Err(error) if errors::is_not_found(&error) || errors::is_conflict(&error) => return,
                 Err(error) => tracing::warn!(victim = %key, attempt, %error, "cannot preempt a pod"),
             }
             tokio::time::sleep(RETRY_DELAY).await;
         }
+        let _ = self.0.done.send(Done::Spared(victim));
     }
 }

@@ -126,10 +126,11 @@ impl Memory {
     }
 
     fn remember(&mut self, pod: &Arc<PodInfo>, state: &CycleState) {
-        if self.kinds.len() >= REMEMBERED_MAX && !self.kinds.contains_key(&pod.class) {
-            if let Some(oldest) = self.kinds.iter().min_by_key(|(_, kind)| kind.used).map(|(class, _)| *class) {
-                self.kinds.remove(&oldest);
-            }
+        if self.kinds.len() >= REMEMBERED_MAX
+            && !self.kinds.contains_key(&pod.class)
+            && let Some(oldest) = self.kinds.iter().min_by_key(|(_, kind)| kind.used).map(|(class, _)| *class)
+        {
+            self.kinds.remove(&oldest);
         }
         let kind =
             Kind { pod: pod.clone(), affinity: state.affinity.clone(), spread: state.spread.clone(), used: self.clock };

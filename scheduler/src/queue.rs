@@ -139,8 +139,8 @@ impl Queue {
         let uid = match self.active.first() {
             Some((.., uid)) => uid.clone(),
             None => {
-                let early = |uid: &&Box<str>| self.waiting.get(*uid).is_some_and(|w| !w.erred);
-                self.backoff.iter().map(|(.., uid)| uid).find(early)?.clone()
+                let early = |uid: &str| self.waiting.get(uid).is_some_and(|w| !w.erred);
+                self.backoff.iter().map(|(.., uid)| uid).find(|uid| early(uid))?.clone()
             }
         };
         let mut waiting = self.detach(&uid)?;
@@ -176,8 +176,8 @@ impl Queue {
 
     /// Something happened: pods for which it may help, as `helps` says, are to be tried.
     pub fn wake_where(&mut self, now: Instant, helps: impl Fn(&Waiting) -> bool) {
-        let helped = |uid: &&Box<str>| self.waiting.get(*uid).is_some_and(&helps);
-        let woken: Vec<Box<str>> = self.parked.iter().filter(helped).cloned().collect();
+        let helped = |uid: &str| self.waiting.get(uid).is_some_and(&helps);
+        let woken: Vec<Box<str>> = self.parked.iter().filter(|uid| helped(uid)).cloned().collect();
         for uid in woken {
             self.wake(&uid, now);
         }

@@ -10,7 +10,7 @@ use coxswain_client::{Client, Event, Informers, ObjectKey, Selection, Store, Sub
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::calls::{Bound, Call, Calls};
+use crate::calls::{Bound, Call, Calls, Done};
 use crate::cluster::{Cluster, Moved};
 use crate::config::Config;
 use crate::cycle::{self, Failure, Memory, Outcome};
@@ -72,14 +72,14 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) {
     let percentage = config.percentage_of_nodes_to_score;
     let profiles: Vec<_> = config.profiles.iter().map(|p| Arc::new(Profile::new(p, percentage, &volumes))).collect();
     let recorder = Recorder::new(client.clone());
-    let (bound, mut bindings) = mpsc::unbounded_channel();
+    let (done, mut results) = mpsc::unbounded_channel();
     let mut scheduler = Scheduler {
         cluster: Cluster::new(workloads, volumes),
         queue: Queue::new(config.initial_backoff, config.backoff_max),
         memory: Memory::default(),
         profiles: profiles.into_iter().map(|p| (p.scheduler_name.clone(), p)).collect(),
         pods: pods.store(),
-        calls: Calls::new(client, recorder.clone(), bound),
+        calls: Calls::new(client, recorder.clone(), done),
         recorder,
         bindings: 0,
         start: 0,
@@ -109,8 +109,8 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) {
                 scheduler.selecting(&event);
             }
         }
-        while let Ok(bound) = bindings.try_recv() {
-            scheduler.bound(bound);
+        while let Ok(done) = results.try_recv() {
+            scheduler.done(done);
         }
         let mut idle = false;
         for _ in 0..PODS_PER_TURN {
@@ -139,7 +139,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) {
             Some(event) = pods.next() => scheduler.pod(event),
             Some(event) = nodes.next() => scheduler.node(event),
             Some(event) = namespaces.next() => scheduler.namespace(event),
-            Some(bound) = bindings.recv() => scheduler.bound(bound),
+            Some(done) = results.recv() => scheduler.done(done),
             Some(_) = claims.next() => scheduler.changed(&Change::Volumes),
             Some(_) = volumes.next() => scheduler.changed(&Change::Volumes),
             Some(_) = classes.next() => scheduler.changed(&Change::Volumes),
@@ -358,6 +358,22 @@ impl Scheduler {
         for victim in preemption.victims.iter().filter(|v| !v.deleting) {
             let call = Call::Evict { victim: victim.clone(), preemptor: pod.clone(), node: preemption.node.clone() };
             self.calls.send(call);
+            // It counts as leaving from now on, lest another round evict more while the server does not know yet.
+            let mut leaving = (**victim).clone();
+            leaving.deleting = true;
+            let moves = self.cluster.place(Arc::new(leaving), self.cluster.is_assumed(&victim.uid));
+            self.count(&moves);
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Bound(bound) => self.bound(bound),
+            Done::Spared(victim) => {
+                if let Some(pod) = self.pods.get_key(&victim.key).filter(|p| p.uid == victim.uid) {
+                    self.pod_is(None, pod);
+                }
+            }
         }
     }
 
@@ -365,12 +381,12 @@ impl Scheduler {
         self.bindings -= 1;
         bound.profile.unreserve(&bound.pod);
         let Some((message, unschedulable)) = bound.failure else { return };
-        if self.cluster.is_assumed(&bound.pod.uid) {
-            if let Some(moved) = self.cluster.unplace(&bound.pod.uid) {
-                let gone = moved.pod.clone();
-                self.count(&[moved]);
-                self.changed(&Change::PodDeleted(gone));
-            }
+        if self.cluster.is_assumed(&bound.pod.uid)
+            && let Some(moved) = self.cluster.unplace(&bound.pod.uid)
+        {
+            let gone = moved.pod.clone();
+            self.count(&[moved]);
+            self.changed(&Change::PodDeleted(gone));
         }
         let key: &ObjectKey = &bound.pod.key;
         if self.pods.get_key(key).is_none_or(|p| p.uid != bound.pod.uid || p.node().is_some()) {

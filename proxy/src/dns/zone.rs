@@ -26,7 +26,7 @@ pub enum Found {
         additionals: Vec<Record>,
     },
     /// Another name stands for it, inside or outside the cluster.
-    Alias(Record, Name),
+    Alias(Box<Record>, Name),
     NoName,
     /// Not the cluster's to answer.
     Elsewhere,
@@ -145,7 +145,7 @@ impl Zone {
             };
             target.set_fqdn(true);
             let record = Record::from_rdata(name.clone(), TTL_SECONDS, RData::CNAME(CNAME(target.clone())));
-            return Found::Alias(record, target);
+            return Found::Alias(Box::new(record), target);
         }
         match before {
             [] => self.port(name, service, None, kind),

@@ -114,7 +114,7 @@ impl Plugin for Fit {
         let (offered, taken) = (&info.node().allocatable, &info.requested);
         let wanted = &pod.spec.requests;
         // The common case, without names.
-        if info.pods.len() as i64 + 1 <= offered.pods
+        if (info.pods.len() as i64) < offered.pods
             && (wanted.cpu_milli == 0 || wanted.cpu_milli <= offered.cpu_milli - taken.cpu_milli)
             && (wanted.memory == 0 || wanted.memory <= offered.memory - taken.memory)
             && wanted.ephemeral_storage == 0
