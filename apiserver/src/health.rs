@@ -166,8 +166,9 @@ impl Health {
     pub async fn indicators(&self) -> String {
         use std::fmt::Write;
         let name = "kubernetes_healthcheck";
-        let mut out =
-            format!("# HELP {name} [STABLE] This metric records the result of all healthchecks.\n# TYPE {name} gauge\n");
+        let mut out = format!(
+            "# HELP {name} [STABLE] This metric records the result of all healthchecks.\n# TYPE {name} gauge\n"
+        );
         for endpoint in ["healthz", "livez", "readyz"] {
             for check in Self::checks(endpoint) {
                 let value = i32::from(self.check(&check).await.is_ok());

@@ -9,10 +9,11 @@ use super::Config;
 use crate::authentication::MASTERS;
 use crate::front::Front;
 use crate::objects::Objects;
+use crate::registry::allocators::{self, Leaks};
 use crate::request::User;
 use bytes::Bytes;
 use coxswain_api::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// The hooks that this module reports as done.
@@ -26,6 +27,10 @@ pub const HOOKS: [&str; 6] = [
 ];
 
 const RETRY: Duration = Duration::from_millis(500);
+/// No service takes so long to be created.
+const CREATION_MAX: Duration = Duration::from_secs(60);
+/// How often the kubernetes service is looked after (upstream: the kubernetes service controller's interval).
+const KEEP: Duration = Duration::from_secs(10);
 
 /// The server's own identity.
 pub fn identity() -> User {
@@ -34,15 +39,26 @@ pub fn identity() -> User {
 
 /// Runs every hook until it succeeded.
 pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
+    match allocators::repair(&front.pipeline).await {
+        Ok(leaks) => drop(tokio::spawn(release_leaks(Arc::downgrade(&front), leaks))),
+        Err(error) => tracing::warn!(?error, "cluster IPs and node ports could not be compared with the services"),
+    }
     for hook in HOOKS {
+        if hook == "bootstrap-controller" {
+            // Some addresses cannot be endpoints at all; that must not keep the server from being ready.
+            if let Err(why) = kubernetes_service(&*objects, &config).await {
+                tracing::warn!(%why, "the kubernetes service could not be brought up to date");
+            }
+            front.health.done(hook);
+            continue;
+        }
         loop {
             let done = match hook {
                 "start-system-namespaces-controller" => namespaces(&*objects).await,
                 "rbac/bootstrap-roles" => crate::registry::rbac::bootstrap::reconcile(&*objects).await,
                 "scheduling/bootstrap-system-priority-classes" => priority_classes(&*objects).await,
                 "priority-and-fairness-config-producer" => flow_control::ensure(&*objects).await,
-                "start-kubernetes-service-cidr-controller" => service_cidr(&*objects, &config).await,
-                _ => kubernetes_service(&*objects, &config).await,
+                _ => service_cidr(&*objects, &config).await,
             };
             match done {
                 Ok(()) => break,
@@ -51,6 +67,36 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
             tokio::time::sleep(RETRY).await;
         }
         front.health.done(hook);
+    }
+    tokio::spawn(keep_kubernetes_service(front.shutdown.clone(), objects, config));
+}
+
+/// The service and its endpoints are put right again whoever changes them.
+async fn keep_kubernetes_service(
+    mut shutdown: tokio::sync::watch::Receiver<bool>,
+    objects: Arc<dyn Objects>,
+    config: Config,
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(KEEP) => {}
+            _ = shutdown.wait_for(|stop| *stop) => return,
+        }
+        if let Err(why) = kubernetes_service(&*objects, &config).await {
+            tracing::debug!(%why, "the kubernetes service could not be brought up to date");
+        }
+    }
+}
+
+/// Another server may be creating the services that seem to be missing; it is given time.
+async fn release_leaks(front: Weak<Front>, leaks: Leaks) {
+    if leaks.is_empty() {
+        return;
+    }
+    tokio::time::sleep(CREATION_MAX).await;
+    let Some(front) = front.upgrade() else { return };
+    if let Err(error) = allocators::release_leaks(&front.pipeline, leaks).await {
+        tracing::warn!(?error, "cluster IPs and node ports of no service were not given back");
     }
 }
 

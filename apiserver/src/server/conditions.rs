@@ -35,9 +35,8 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>) {
     loop {
         let now = [&schemas, &levels, &api_services, &services].map(|s| s.cache().changed());
         if now != seen {
-            let flows = async {
-                if now[..2] != seen[..2] { dangling(&*objects, &schemas, &levels).await } else { Ok(()) }
-            };
+            let flows =
+                async { if now[..2] != seen[..2] { dangling(&*objects, &schemas, &levels).await } else { Ok(()) } };
             let apis = async {
                 if now[2..] != seen[2..] { available(&*objects, &api_services, &services).await } else { Ok(()) }
             };
@@ -70,7 +69,8 @@ async fn dangling(objects: &dyn Objects, schemas: &Store, levels: &Store) -> Res
     for schema in all(schemas) {
         let level = schema.pointer("/spec/priorityLevelConfiguration/name").and_then(Value::as_str).unwrap_or_default();
         let exists = levels.get_cached("", level).is_some();
-        let named = format!("This FlowSchema references the PriorityLevelConfiguration object named {}", go_quote(level));
+        let named =
+            format!("This FlowSchema references the PriorityLevelConfiguration object named {}", go_quote(level));
         let (status, reason, message) = if exists {
             ("False", "Found", format!("{named} and it exists"))
         } else {
@@ -111,7 +111,9 @@ async fn available(objects: &dyn Objects, api_services: &Store, services: &Store
                 ("False", "ServiceNotFound", format!("service/{name} in {} is not present", go_quote(namespace)))
             }
             // Requests are not passed on to other servers.
-            Some(_) => ("False", "FailedDiscoveryCheck", "aggregation of other API servers is not supported".to_owned()),
+            Some(_) => {
+                ("False", "FailedDiscoveryCheck", "aggregation of other API servers is not supported".to_owned())
+            }
         };
         if condition_of(&api, "Available") == [status, reason, &message] {
             continue;

@@ -108,7 +108,10 @@ impl Custom {
         let before = |field: &str| text(definition, &format!("/status/acceptedNames/{field}")).to_owned();
         let mut accepted = serde_json::Map::new();
         let mut conflict: Option<(&str, String)> = None;
-        let mut take = |field: &'static str, reason: &'static str, used: &HashSet<String>, accepted: &mut serde_json::Map<String, Value>| {
+        let mut take = |field: &'static str,
+                        reason: &'static str,
+                        used: &HashSet<String>,
+                        accepted: &mut serde_json::Map<String, Value>| {
             let name = requested(field);
             if !name.is_empty() && used.contains(&name) {
                 // The last conflict found is the one told.
@@ -186,7 +189,8 @@ impl Custom {
             let ty = Arc::new(resource_type(&spec, version, &stored));
             made.push((ty, Arc::new(CustomResource::new(version)), version["served"] == true));
         }
-        let Some((hub, strategy, _)) = made.iter().find(|(ty, ..)| *ty.group_version.version == *stored).cloned() else {
+        let Some((hub, strategy, _)) = made.iter().find(|(ty, ..)| *ty.group_version.version == *stored).cloned()
+        else {
             return Ok(());
         };
         let prefix = key_prefix(&group, &plural, true);
@@ -223,7 +227,8 @@ impl Custom {
         }
         let (group, plural) = (text(definition, "/spec/group"), text(definition, "/spec/names/plural"));
         let mut left = 0;
-        if is_true(definition, "Established") && self.served.contains_key(&name)
+        if is_true(definition, "Established")
+            && self.served.contains_key(&name)
             && let Some(store) = self.front.store(group, plural)
         {
             let snapshot = store.cache().snapshot(store.feed().progress());
@@ -243,11 +248,19 @@ impl Custom {
         if left > 0 {
             // Objects with finalizers of their own: somebody else has to act.
             let message = format!("CustomResource deletion is in progress, {left} left");
-            let told = condition(definition, "Terminating").is_some_and(|c| c["reason"] == "InstanceDeletionInProgress");
+            let told =
+                condition(definition, "Terminating").is_some_and(|c| c["reason"] == "InstanceDeletionInProgress");
             if !told {
                 let now = time::format_seconds(jiff::Timestamp::now());
                 let mut changed = definition.clone();
-                set_condition(&mut changed["status"], "Terminating", "True", "InstanceDeletionInProgress", &message, &now);
+                set_condition(
+                    &mut changed["status"],
+                    "Terminating",
+                    "True",
+                    "InstanceDeletionInProgress",
+                    &message,
+                    &now,
+                );
                 self.put(&format!("{DEFINITIONS}/{name}/status"), &changed).await?;
             }
             return Err(format!("{name} still has {left} objects"));
@@ -295,8 +308,7 @@ fn same_but_times(a: &Value, b: &Value) -> bool {
 /// One version of a definition as the catalogue has built-in resources.
 fn resource_type(spec: &Value, version: &Value, stored: &str) -> ResourceType {
     let boxes = |pointer: &str| -> Vec<Box<str>> { strings(spec, pointer).into_iter().map(Into::into).collect() };
-    let group_version =
-        GroupVersion { group: text(spec, "/group").into(), version: text(version, "/name").into() };
+    let group_version = GroupVersion { group: text(spec, "/group").into(), version: text(version, "/name").into() };
     let kind = text(spec, "/names/kind");
     let structural = match version.pointer("/schema/openAPIV3Schema") {
         Some(schema) => Structural::parse(schema),

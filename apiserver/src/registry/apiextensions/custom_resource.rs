@@ -236,10 +236,8 @@ fn cell(kind: &str, value: &Value, now: jiff::Timestamp) -> Value {
 fn check_replicas(object: &Value, path: &[String]) -> Option<Error> {
     let value = ScalePaths::get(object, path)?;
     let name = ScalePaths::text(path);
-    let refuse = |value: i64, detail: String| Error {
-        field: name.clone(),
-        ..Error::invalid(&Path::root(), value, detail)
-    };
+    let refuse =
+        |value: i64, detail: String| Error { field: name.clone(), ..Error::invalid(&Path::root(), value, detail) };
     match value.as_i64() {
         Some(n) if n < 0 => Some(refuse(n, "should be a non-negative integer".into())),
         Some(n) if n > i64::from(i32::MAX) => Some(refuse(n, format!("should be less than or equal to {}", i32::MAX))),
