@@ -1,5 +1,7 @@
 //! This node's object and lease (upstream: `kubelet_node_status.go`, `kubelet/nodestatus`, `component-helpers/apimachinery/lease`).
 
+mod lease;
+
 use crate::config::Config;
 use crate::cri::v1;
 use crate::kubelet::Kubelet;
@@ -7,14 +9,11 @@ use crate::machine::{self, Machine};
 use crate::pod::now;
 use crate::resources::{self, ResourceList, bytes_quantity};
 use coxswain_client::errors;
-use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
     NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -23,7 +22,6 @@ use std::time::{Duration, Instant};
 
 /// What this kubelet calls itself; the API server calls itself the same.
 pub const VERSION: &str = concat!("v1.36.2+coxswain-", env!("CARGO_PKG_VERSION"));
-const LEASE_NAMESPACE: &str = "kube-node-lease";
 const REGISTER_RETRY: Duration = Duration::from_millis(500);
 const IMAGE_NAMES_MAX: usize = 5;
 const CONTROLLER_ATTACH: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
@@ -119,7 +117,7 @@ pub async fn run(kubelet: Arc<Kubelet>, listening: Option<u16>) {
         if kubelet.config.settings.register_node {
             register(&kubelet, listening).await;
         }
-        tokio::join!(renew_lease(&kubelet), keep_status(&kubelet, listening));
+        tokio::join!(lease::renew(&kubelet), keep_status(&kubelet, listening));
     };
     tokio::select! {
         () = work => {}
@@ -204,66 +202,6 @@ async fn reconcile(kubelet: &Kubelet, api: &Api<Node>, wanted: &Node) -> Result<
     }
     let patch = json!({"metadata": {"labels": missing, "annotations": wanted.metadata.annotations}});
     api.patch(&kubelet.config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(drop)
-}
-
-async fn renew_lease(kubelet: &Kubelet) {
-    let seconds = kubelet.config.settings.node_lease_duration_seconds;
-    let interval = Duration::from_secs(seconds.max(1) as u64) / 4;
-    let api: Api<Lease> = Api::namespaced(kubelet.client.clone(), LEASE_NAMESPACE);
-    let name = &kubelet.config.node_name;
-    let mut held: Option<Lease> = None;
-    loop {
-        let renewed = MicroTime(Timestamp::now());
-        let result = match held.take() {
-            Some(mut lease) => {
-                lease.spec.get_or_insert_default().renew_time = Some(renewed);
-                api.replace(name, &PostParams::default(), &lease).await
-            }
-            None => match api.get_opt(name).await {
-                Ok(Some(mut lease)) => {
-                    let spec = lease.spec.get_or_insert_default();
-                    spec.renew_time = Some(renewed);
-                    spec.holder_identity = Some(name.clone());
-                    spec.lease_duration_seconds = Some(seconds);
-                    api.replace(name, &PostParams::default(), &lease).await
-                }
-                Ok(None) => {
-                    let spec = LeaseSpec {
-                        holder_identity: Some(name.clone()),
-                        lease_duration_seconds: Some(seconds),
-                        renew_time: Some(renewed),
-                        ..Default::default()
-                    };
-                    let mut lease = Lease { spec: Some(spec), ..Default::default() };
-                    lease.metadata.name = Some(name.clone());
-                    lease.metadata.namespace = Some(LEASE_NAMESPACE.into());
-                    lease.metadata.owner_references =
-                        kubelet.node_object().and_then(|n| n.metadata.uid.clone()).map(|uid| {
-                            vec![OwnerReference {
-                                api_version: "v1".into(),
-                                kind: "Node".into(),
-                                name: name.clone(),
-                                uid,
-                                ..Default::default()
-                            }]
-                        });
-                    api.create(&PostParams::default(), &lease).await
-                }
-                Err(e) => Err(e),
-            },
-        };
-        match result {
-            Ok(lease) => {
-                held = Some(lease);
-                // Hundreds of nodes started together must not renew together for ever.
-                tokio::time::sleep(interval + interval.mul_f64(rand::random_range(0.0..0.04))).await;
-            }
-            Err(error) => {
-                tracing::debug!(node = name, %error, "the lease could not be renewed");
-                tokio::time::sleep(REGISTER_RETRY * 2).await;
-            }
-        }
-    }
 }
 
 async fn keep_status(kubelet: &Arc<Kubelet>, listening: Option<u16>) {

@@ -4,6 +4,7 @@
 //! other and never go back. Only the worker starts or stops anything of its pod, so nothing needs a lock.
 
 mod ending;
+mod resize;
 mod starting;
 
 use crate::actions::{self, Actions};
@@ -40,7 +41,7 @@ pub async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>) {
         mounted: None,
         mount_failures: MountFailures::default(),
         volumes_at: None,
-        resize: starting::Resize::default(),
+        resize: resize::Resize::default(),
         prober_stop: CancellationToken::new(),
         probing: false,
         missing_dns_told: false,
@@ -62,7 +63,7 @@ struct Worker {
     mount_failures: MountFailures,
     /// When the volumes were brought up to date last.
     volumes_at: Option<Instant>,
-    resize: starting::Resize,
+    resize: resize::Resize,
     prober_stop: CancellationToken,
     probing: bool,
     missing_dns_told: bool,
