@@ -222,7 +222,9 @@ mod tests {
                 let sent: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
                 let mut held = held.lock();
                 let version = held.as_ref().map_or(0, |(version, _)| *version);
-                let fresh = |sent: &serde_json::Value| sent["metadata"]["resourceVersion"] == version.to_string();
+                let fresh = |sent: &serde_json::Value| {
+                    sent["metadata"]["resourceVersion"].as_str() == Some(&version.to_string())
+                };
                 let accepted = match (&parts.method, sent) {
                     (&Method::GET, _) => version > 0,
                     (&Method::POST, Some(sent)) if version == 0 => {
