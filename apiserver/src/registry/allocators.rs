@@ -17,6 +17,7 @@ use coxswain_api::{Status, Value, json};
 use coxswain_storage::{Expect, ListOptions, Op, Write};
 use ipnet::IpNet;
 use rand::Rng;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -578,45 +579,59 @@ pub(super) async fn release_service(pipeline: &Pipeline, service: &Value) {
     release(&store, &held.addresses, &held.ports).await;
 }
 
-/// Brings what is taken in line with the services there are: run at start, before the server is ready
-/// (upstream: the `repair` controllers).
-pub async fn repair(pipeline: &Pipeline) -> Result<(), Status> {
+/// What is taken although no service has it.
+#[derive(Debug, Default)]
+pub struct Leaks {
+    addresses: HashSet<String>,
+    ports: HashSet<u16>,
+}
+
+impl Leaks {
+    pub fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.ports.is_empty()
+    }
+}
+
+/// Takes what services have but nobody holds: run at start, before the server is ready (upstream: the `repair`
+/// controllers). Returns what is held for no service; another server may just be creating that service, so it is only
+/// given back by [`release_leaks`].
+pub async fn repair(pipeline: &Pipeline) -> Result<Leaks, Status> {
     let (Some(services), Some(addresses)) =
         (pipeline.resources.store("", "services"), pipeline.resources.store("networking.k8s.io", "ipaddresses"))
     else {
-        return Ok(());
+        return Ok(Leaks::default());
     };
     let revision = services.catch_up().await?;
     let now = jiff::Timestamp::now();
-    let mut ips: Vec<String> = Vec::new();
-    let mut ports: Vec<(u16, String)> = Vec::new();
+    let mut ips: HashSet<String> = HashSet::new();
+    let mut ports: HashMap<u16, String> = HashMap::new();
     for object in services.cache().snapshot(revision).objects.values() {
         let tree = object.tree();
         let s = Spec(&tree);
         let owner = format!("{}/{}", object.namespace(), object.name());
         let health = s.number("healthCheckNodePort");
-        ports.extend(
-            s.node_ports().into_iter().chain((health != 0).then_some(health)).map(|p| (p as u16, owner.clone())),
-        );
+        let of_service = s.node_ports().into_iter().chain((health != 0).then_some(health));
+        ports.extend(of_service.map(|p| (p as u16, owner.clone())));
         if s.kind() == "ExternalName" || s.is_headless() {
             continue;
         }
         for ip in s.texts("clusterIPs") {
-            ips.push(ip.to_owned());
+            ips.insert(ip.to_owned());
             if addresses.get("", ip).await?.is_none() {
                 create_address(pipeline, now, object.namespace(), object.name(), ip).await?;
             }
         }
     }
+    let mut leaks = Leaks::default();
     for object in addresses.cache().snapshot(revision).objects.values() {
         let ours = object.label("ipaddress.kubernetes.io/managed-by") == Some(MANAGED_BY);
-        if ours && !ips.iter().any(|ip| ip == object.name()) {
-            release(&addresses, &[object.name().to_owned()], &[]).await;
+        if ours && !ips.contains(object.name()) {
+            leaks.addresses.insert(object.name().to_owned());
         }
     }
     let storage = services.storage();
     let kept = storage.list(PORTS_PREFIX, ListOptions::default()).await.map_err(crate::store::storage_status)?;
-    let taken: Vec<u16> = kept.entries.iter().filter_map(|e| e.key[PORTS_PREFIX.len()..].parse().ok()).collect();
+    let taken: HashSet<u16> = kept.entries.iter().filter_map(|e| e.key[PORTS_PREFIX.len()..].parse().ok()).collect();
     for (port, owner) in &ports {
         if !taken.contains(port) {
             let op = Op::Put { value: owner.clone().into(), ttl: None };
@@ -624,7 +639,18 @@ pub async fn repair(pipeline: &Pipeline) -> Result<(), Status> {
             storage.commit(vec![write]).await.map_err(crate::store::storage_status)?;
         }
     }
-    let orphans: Vec<u16> = taken.into_iter().filter(|t| !ports.iter().any(|(p, _)| p == t)).collect();
-    release(&addresses, &[], &orphans).await;
+    leaks.ports = taken.into_iter().filter(|port| !ports.contains_key(port)).collect();
+    Ok(leaks)
+}
+
+/// Gives back what was held for no service before and is so still.
+pub async fn release_leaks(pipeline: &Pipeline, before: Leaks) -> Result<(), Status> {
+    let now = repair(pipeline).await?;
+    let addresses: Vec<String> = now.addresses.intersection(&before.addresses).cloned().collect();
+    let ports: Vec<u16> = now.ports.intersection(&before.ports).copied().collect();
+    if let Some(store) = pipeline.resources.store("networking.k8s.io", "ipaddresses") {
+        tracing::info!(?addresses, ?ports, "giving back what no service has");
+        release(&store, &addresses, &ports).await;
+    }
     Ok(())
 }
