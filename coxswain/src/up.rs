@@ -102,10 +102,14 @@ impl Plan {
             service_cidr.split_once('/').with_context(|| format!("--service-cidr {service_cidr}: no CIDR"))?;
         let base: Ipv4Addr = base.parse().with_context(|| format!("--service-cidr {service_cidr}"))?;
         let nth = |n: u32| IpAddr::V4(Ipv4Addr::from(u32::from(base) + n));
+        let node_ip = node::node_ip(matches)?;
+        if node_ip.is_loopback() {
+            bail!("pods and other nodes cannot reach {node_ip}: name another address of this machine with --node-ip");
+        }
         Ok(Self {
             data_dir: node::data_dir(matches)?,
             node_name: node::node_name(matches)?,
-            node_ip: node::node_ip(matches)?,
+            node_ip,
             port: matches.get_one("api-port").copied().unwrap_or(6443),
             hollow_nodes: matches.get_one("hollow-nodes").copied(),
             runtime_endpoint: matches.get_one::<String>("container-runtime-endpoint").cloned(),
