@@ -147,7 +147,7 @@ fn groups(index: &Index) -> Vec<Group> {
         }
     }
     for group in &mut others {
-        group.versions.sort_by(|a, b| version_priority(&b.version).cmp(&version_priority(&a.version)));
+        group.versions.sort_by_key(|v| std::cmp::Reverse(version_priority(&v.version)));
     }
     groups.extend(others);
     groups

@@ -104,7 +104,8 @@ pub async fn watch(
                 shutdown,
                 seen: revision,
                 first: true,
-                last_bookmark_sent: false,
+                // A watch shorter than that has no use for one.
+                last_bookmark_sent: timeout <= Duration::from_secs(LAST_BOOKMARK_SECONDS),
             };
             Box::pin(stream::unfold(stream, |mut s| async move { s.next().await.map(|item| (item, s)) }))
         }
@@ -204,17 +205,14 @@ impl Stream {
             let bookmark_due = tokio::select! {
                 biased;
                 event = self.watch.events.recv() => {
-                    let Some(event) = event else { return None };
-                    self.pending.push_back(event);
+                    self.pending.push_back(event?);
                     while let Ok(event) = self.watch.events.try_recv() {
                         self.pending.push_back(event);
                     }
                     false
                 }
                 () = tokio::time::sleep_until(last_bookmark.unwrap_or(self.deadline)) => {
-                    if last_bookmark.is_none() {
-                        return None;
-                    }
+                    last_bookmark?;
                     self.last_bookmark_sent = true;
                     true
                 }

@@ -65,10 +65,9 @@ pub async fn find(front: &Front, incoming: &Incoming) -> Result<Target, Status> 
             let found = get(front, "pods", &info.namespace, &pod).await?;
             let view = View::root(&found);
             let port = if port.is_empty() {
-                let ports = view.child("spec").child("containers").items().find_map(|c| {
-                    let port = c.child("ports").items().next().map(|p| p.child("containerPort").i64());
-                    port
-                });
+                let containers = view.child("spec").child("containers");
+                let mut ports = containers.items().flat_map(|c| c.child("ports").items().collect::<Vec<_>>());
+                let ports = ports.next().map(|p| p.child("containerPort").i64());
                 ports.and_then(|p| u16::try_from(p).ok()).unwrap_or(80)
             } else {
                 parse_port(&port)?

@@ -82,7 +82,7 @@ impl Objects for ServerObjects {
         }
         let mut all = self.list(group, resource, namespace);
         all.retain(|o| {
-            field.split('.').fold(Some(&**o), |at, key| at?.get(key)).and_then(Value::as_str) == Some(value)
+            field.split('.').try_fold(&**o, |at, key| at.get(key)).and_then(Value::as_str) == Some(value)
         });
         all
     }

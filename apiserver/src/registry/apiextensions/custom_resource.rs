@@ -1,6 +1,7 @@
 //! A custom resource as one version of its definition describes it (upstream: `pkg/registry/customresource`).
 
 use super::json_path::JsonPath;
+use super::rules::{self, Asked, Rules};
 use crate::registry::resource::{Column, Resource, ScalePaths};
 use crate::registry::table;
 use crate::request::Context;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 pub struct CustomResource {
     structural: Structural,
+    rules: Option<Rules>,
     schema: Value,
     scale: Option<ScalePaths>,
     has_status: bool,
@@ -43,8 +45,10 @@ impl CustomResource {
             let (spec, status) = (path("specReplicasPath"), path("statusReplicasPath"));
             ScalePaths { spec, status, selector: path("labelSelectorPath") }
         });
+        let structural = Structural::parse(&schema);
         Self {
-            structural: Structural::parse(&schema),
+            rules: Rules::of(&structural),
+            structural,
             schema,
             scale,
             has_status: version.pointer("/subresources/status").is_some_and(|s| !s.is_null()),
@@ -52,6 +56,30 @@ impl CustomResource {
             selectable,
             labels: interned_list(labels),
         }
+    }
+}
+
+impl CustomResource {
+    /// Everything that is wrong with an object that replaces `old`.
+    fn check(&self, object: &Value, old: Option<&Value>) -> ErrorList {
+        let mut errors = self.structural.validate(object);
+        // Lists that were wrong already may stay so.
+        if old.is_none_or(|old| self.structural.validate_lists(old).is_empty()) {
+            errors.extend(self.structural.validate_lists(object));
+        }
+        errors.extend(self.structural.validate_embedded(object));
+        if let Some(paths) = &self.scale {
+            for path in [&paths.spec, &paths.status] {
+                errors.extend(check_replicas(object, path));
+            }
+        }
+        if let Some(found) = &self.rules {
+            match rules::blocking(&errors) {
+                Some(error) => errors.push(error),
+                None => errors.extend(found.check(&self.structural, object, old, Asked::Deciding)),
+            }
+        }
+        errors
     }
 }
 
@@ -157,15 +185,18 @@ impl Resource for CustomResource {
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        let mut errors = self.structural.validate(object);
-        errors.extend(self.structural.validate_lists(object));
-        errors.extend(self.structural.validate_embedded(object));
-        if let Some(paths) = &self.scale {
-            for path in [&paths.spec, &paths.status] {
-                errors.extend(check_replicas(object, path));
-            }
-        }
-        errors
+        self.check(object, None)
+    }
+
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        self.check(object, Some(old))
+    }
+
+    /// What broke a rule before, and is the same, is let be.
+    fn warnings(&self, _ctx: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let (Some(rules), Some(old)) = (&self.rules, old) else { return Vec::new() };
+        let errors = rules.check(&self.structural, object, Some(old), Asked::Warning);
+        errors.iter().map(ToString::to_string).collect()
     }
 
     fn has_generation(&self) -> bool {

@@ -256,7 +256,7 @@ fn validate_spec(object: &Value, old: Option<&Value>) -> ErrorList {
     for (i, version) in versions.iter().enumerate() {
         let at = spec.child("versions").path().index(i);
         for what in names::dns1035_label(version.child("name").str(), false) {
-            errors.push(Error::invalid(&at.child("name"), &version.child("name"), what));
+            errors.push(Error::invalid(&at.child("name"), version.child("name"), what));
         }
         let schema = version.child("schema").child("openAPIV3Schema");
         if !schema.exists() {
@@ -338,7 +338,7 @@ fn validate_versions(spec: &View<'_>, versions: &[View<'_>], errors: &mut ErrorL
     }
     if let Some(first) = versions.first() {
         for what in names::dns1035_label(first.child("name").str(), false) {
-            errors.push(Error::invalid(&Path::new("spec").child("version"), &first.child("name"), what));
+            errors.push(Error::invalid(&Path::new("spec").child("version"), first.child("name"), what));
         }
     }
 }
