@@ -140,10 +140,11 @@ impl Pipeline {
         if strategy.has_generation() {
             metadata::set(object, "generation", 1);
         }
-        if call.ty().subresource("status").is_some() && !strategy.keeps_status_on_create() {
-            if let Some(object) = object.as_object_mut() {
-                object.remove("status");
-            }
+        if call.ty().subresource("status").is_some()
+            && !strategy.keeps_status_on_create()
+            && let Some(object) = object.as_object_mut()
+        {
+            object.remove("status");
         }
         strategy.prepare_for_create(&call.ctx, object);
         let mut errors = ErrorList::new();

@@ -257,11 +257,9 @@ fn validate_source(name: &str, source: &View<'_>, affinity: &View<'_>, errors: &
                 }
             }
         }
-        "gcePersistentDisk" => {
-            if source.child("pdName").is_empty() {
-                let path = Path::new("spec").child("persistentDisk").child("pdName");
-                errors.push(Error::required(&path, ""));
-            }
+        "gcePersistentDisk" if source.child("pdName").is_empty() => {
+            let path = Path::new("spec").child("persistentDisk").child("pdName");
+            errors.push(Error::required(&path, ""));
         }
         "awsElasticBlockStore" | "cinder" => require("volumeID", errors),
         "iscsi" => {
@@ -280,10 +278,8 @@ fn validate_source(name: &str, source: &View<'_>, affinity: &View<'_>, errors: &
             }
             require("image", errors);
         }
-        "cephfs" => {
-            if source.child("monitors").is_empty() {
-                errors.push(Error::required(source.child("monitors").path(), ""));
-            }
+        "cephfs" if source.child("monitors").is_empty() => {
+            errors.push(Error::required(source.child("monitors").path(), ""));
         }
         "flexVolume" => require("driver", errors),
         "vsphereVolume" => require("volumePath", errors),

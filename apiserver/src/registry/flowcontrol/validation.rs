@@ -4,8 +4,7 @@ use coxswain_api::field::{Error, ErrorList, View, go_quote};
 use coxswain_api::{Value, json, names};
 
 const PRECEDENCE_MAX: i64 = 10_000;
-const VERBS: [&str; 9] =
-    ["get", "list", "create", "update", "delete", "deletecollection", "patch", "watch", "proxy"];
+const VERBS: [&str; 9] = ["get", "list", "create", "update", "delete", "deletecollection", "patch", "watch", "proxy"];
 const PATH_VERBS: [&str; 7] = ["get", "head", "post", "put", "patch", "delete", "options"];
 
 pub(super) fn flow_schema(object: &Value) -> ErrorList {
@@ -253,12 +252,16 @@ fn validate_limited(limited: &View<'_>, errors: &mut ErrorList) {
     match kind.str() {
         "Reject" => {
             if queuing.exists() {
-                errors.push(Error::forbidden(queuing.path(), "must be nil if limited.limitResponse.type is not Limited"));
+                errors
+                    .push(Error::forbidden(queuing.path(), "must be nil if limited.limitResponse.type is not Limited"));
             }
         }
         "Queue" => {
             if !queuing.exists() {
-                errors.push(Error::required(queuing.path(), "must not be empty if limited.limitResponse.type is Limited"));
+                errors.push(Error::required(
+                    queuing.path(),
+                    "must not be empty if limited.limitResponse.type is Limited",
+                ));
             } else {
                 validate_queuing(&queuing, errors);
             }
