@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn versions_are_ordered_as_kubernetes_orders_them() {
         let mut all = vec!["v1alpha1", "v10", "foo", "v2beta2", "v1", "v2beta10", "bar"];
-        all.sort_by(|a, b| version_priority(b).cmp(&version_priority(a)));
+        all.sort_by_key(|version| std::cmp::Reverse(version_priority(version)));
         assert_eq!(all, ["v10", "v1", "v2beta10", "v2beta2", "v1alpha1", "bar", "foo"]);
     }
 

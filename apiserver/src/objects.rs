@@ -37,7 +37,7 @@ pub trait Objects: Send + Sync + 'static {
     ) -> Vec<Arc<Value>> {
         let mut all = self.list(group, resource, namespace);
         all.retain(|o| {
-            field.split('.').fold(Some(&**o), |at, key| at?.get(key)).and_then(Value::as_str) == Some(value)
+            field.split('.').try_fold(&**o, |at, key| at.get(key)).and_then(Value::as_str) == Some(value)
         });
         all
     }
