@@ -29,7 +29,8 @@ impl Front {
             Ok(action) => action,
             Err(status) => return refusal(&status, accepted),
         };
-        if let Some(text) = crate::registry::builtin::deprecation(&served.ty) {
+        let acceptable = negotiate::accept(&incoming.headers, &incoming.query, served.custom).is_ok();
+        if let Some(text) = crate::registry::builtin::deprecation(&served.ty).filter(|_| acceptable) {
             incoming.ctx.warnings.add(text);
         }
         let result = match action {

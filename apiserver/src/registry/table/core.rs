@@ -58,7 +58,7 @@ pub(super) static PRINTERS: &[Printer] = &[
     ] },
     Printer { group: "", kind: "ServiceAccount", cells: |o, now| vec![name(&o), age(&o, now)], columns: &[NAME, AGE] },
     Printer { group: "autoscaling", kind: "Scale", cells: scale, columns: &[
-        NAME, number("Desired", "@autoscaling.v1.ScaleSpec.replicas"), number("Available", "@autoscaling.v1.ScaleStatus.replicas"), AGE,
+        text("Name", "@meta.v1.ObjectMeta.name"), number("Desired", "@autoscaling.v1.ScaleSpec.replicas"), number("Available", "@autoscaling.v1.ScaleStatus.replicas"), AGE,
     ] },
 ];
 
