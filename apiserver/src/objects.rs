@@ -36,9 +36,7 @@ pub trait Objects: Send + Sync + 'static {
         value: &str,
     ) -> Vec<Arc<Value>> {
         let mut all = self.list(group, resource, namespace);
-        all.retain(|o| {
-            field.split('.').try_fold(&**o, |at, key| at.get(key)).and_then(Value::as_str) == Some(value)
-        });
+        all.retain(|o| field.split('.').try_fold(&**o, |at, key| at.get(key)).and_then(Value::as_str) == Some(value));
         all
     }
 

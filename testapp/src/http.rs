@@ -63,7 +63,8 @@ pub fn get(url: &str, timeout: Duration) -> io::Result<(u16, String)> {
     let mut line = String::new();
     from.read_line(&mut line)?;
     let code = line.split_whitespace().nth(1).and_then(|c| c.parse().ok());
-    let code = code.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended before the answer"))?;
+    let code =
+        code.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended before the answer"))?;
     let headers = read_headers(&mut from)?;
     let length = header(&headers, "content-length").and_then(|v| v.parse().ok()).unwrap_or(BODY_BYTES_MAX);
     let mut body = Vec::new();

@@ -94,7 +94,9 @@ fn pause() -> ! {
     loop {
         match set.wait() {
             Ok(Signal::SIGCHLD) => {
-                while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
+                while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive)
+                {
+                }
             }
             _ => exit(0),
         }

@@ -91,9 +91,8 @@ fn connection(mut stream: TcpStream, state: &State) {
 }
 
 fn answer(request: &Request, stream: &TcpStream, state: &State) -> (u16, String) {
-    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| {
-        std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
-    });
+    let host = std::env::var("HOSTNAME")
+        .unwrap_or_else(|_| std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned());
     let switch = |flag: &AtomicBool| {
         if let Some(value) = request.param("set") {
             flag.store(value == "true", SeqCst);

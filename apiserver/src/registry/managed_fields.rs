@@ -102,7 +102,10 @@ impl ScaleHandler {
     /// Gives the scale the entries of whoever owns the number of replicas.
     pub fn to_subresource(&self, scale: &mut Value) {
         // A list that cannot be read is as good as none, as everywhere.
-        fields::set_entries(scale, self.with_mappings(|m| scale::to_scale(self.entries.as_ref(), m)).unwrap_or_default());
+        fields::set_entries(
+            scale,
+            self.with_mappings(|m| scale::to_scale(self.entries.as_ref(), m)).unwrap_or_default(),
+        );
     }
 
     /// Gives the object the entries that follow from what a write left in the scale.

@@ -81,9 +81,7 @@ impl Objects for ServerObjects {
             return self.select(group, resource, namespace, |object| object.field(field) == value);
         }
         let mut all = self.list(group, resource, namespace);
-        all.retain(|o| {
-            field.split('.').try_fold(&**o, |at, key| at.get(key)).and_then(Value::as_str) == Some(value)
-        });
+        all.retain(|o| field.split('.').try_fold(&**o, |at, key| at.get(key)).and_then(Value::as_str) == Some(value));
         all
     }
 

@@ -11,8 +11,8 @@ use std::path::Path;
 pub async fn run(flags: &Flags) -> Result<()> {
     let (mut config, mut client) = (Config::default(), None);
     if let Some(path) = flags.path("config") {
-        let file: Value = serde_yaml_ng::from_slice(&read(&path)?)
-            .with_context(|| format!("couldn't decode {}", path.display()))?;
+        let file: Value =
+            serde_yaml_ng::from_slice(&read(&path)?).with_context(|| format!("couldn't decode {}", path.display()))?;
         config = Config::from_value(&file).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
         if let Some(kubeconfig) = file["clientConnection"]["kubeconfig"].as_str().filter(|k| !k.is_empty()) {
             client = Some(coxswain_client::connect::from_kubeconfig(Path::new(kubeconfig))?);

@@ -1,9 +1,9 @@
 //! What may be wrong with an autoscaler (upstream: `pkg/apis/autoscaling/validation`).
 
+use coxswain_api::Value;
 use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::names;
 use coxswain_api::quantity::Quantity;
-use coxswain_api::Value;
 
 const WINDOW_SECONDS_MAX: i64 = 3600;
 const PERIOD_SECONDS_MAX: i64 = 1800;
