@@ -1,5 +1,7 @@
 //! Expressions of policies and match conditions in the Common Expression Language (upstream: `admission/plugin/cel`).
 
+mod library;
+
 use cel::objects::{Key, Map};
 use cel::{Context, Env, Program, Value as CelValue};
 use coxswain_api::Value;
@@ -11,8 +13,8 @@ const CACHE_MAX: usize = 2_000;
 
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
     let mut env = Env::stdlib().with_optional_support(true);
-    for extension in [cel::extensions::strings, cel::extensions::lists] {
-        // Both extend the same fresh environment, so no name is taken yet.
+    for extension in [cel::extensions::strings, cel::extensions::lists, library::extension] {
+        // All extend the same fresh environment, so no name is taken yet.
         env.add_extension(extension).expect("the extensions of CEL do not overlap");
     }
     Arc::new(env)
@@ -24,12 +26,17 @@ static CACHE: LazyLock<parking_lot::Mutex<HashMap<String, Arc<Program>>>> = Lazy
 pub(crate) struct Variables(Vec<(&'static str, CelValue)>);
 
 impl Variables {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Vec::new())
     }
 
     pub(super) fn set(&mut self, name: &'static str, value: Option<&Value>) {
         self.0.push((name, value.map_or(CelValue::Null, to_cel)));
+    }
+
+    /// Names a value that is in CEL's form already.
+    pub(crate) fn bind(&mut self, name: &'static str, value: CelValue) {
+        self.0.push((name, value));
     }
 
     /// Adds a computed variable to the map `variables`.
@@ -44,9 +51,10 @@ impl Variables {
     }
 
     /// The value of an expression; the error is a sentence.
-    pub(super) fn evaluate(&self, expression: &str) -> Result<CelValue, String> {
+    pub(crate) fn evaluate(&self, expression: &str) -> Result<CelValue, String> {
         let program = compile(expression)?;
         let mut context = Context::with_env(ENV.clone());
+        library::add_quantities(expression, &mut context).map_err(|e| e.to_string())?;
         for (name, value) in &self.0 {
             context.add_variable_from_value(*name, value.clone());
         }
@@ -68,7 +76,7 @@ impl Variables {
         to_tree(&self.evaluate(expression)?)
     }
 
-    pub(super) fn text(&self, expression: &str) -> Result<String, String> {
+    pub(crate) fn text(&self, expression: &str) -> Result<String, String> {
         match self.evaluate(expression)? {
             CelValue::String(text) => Ok(text.to_string()),
             _ => Err("cel expression does not evaluate to string".into()),
@@ -87,6 +95,11 @@ fn compile(expression: &str) -> Result<Arc<Program>, String> {
     }
     cache.insert(expression.to_owned(), program.clone());
     Ok(program)
+}
+
+/// The variables that an expression names; the error is a sentence.
+pub(crate) fn names(expression: &str) -> Result<Vec<String>, String> {
+    Ok(compile(expression)?.references().variables().into_iter().map(str::to_owned).collect())
 }
 
 fn to_cel(value: &Value) -> CelValue {

@@ -7,3 +7,5 @@
 pub mod custom_resource;
 pub mod definition;
 pub mod json_path;
+mod rule_check;
+mod rules;

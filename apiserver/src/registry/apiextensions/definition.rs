@@ -1,8 +1,9 @@
 //! The CustomResourceDefinition itself: defaults, validation, deletion (upstream: `pkg/registry/customresourcedefinition` and
-//! `pkg/apis/apiextensions/validation`). CEL rules of schemas are not checked.
+//! `pkg/apis/apiextensions/validation`).
 
 use super::custom_resource::check_path;
 use super::json_path::JsonPath;
+use super::rule_check;
 use crate::registry::metadata;
 use crate::registry::resource::{DeleteRule, Resource};
 use crate::request::Context;
@@ -120,6 +121,18 @@ impl Resource for CustomResourceDefinitions {
 
     fn allow_unconditional_update(&self) -> bool {
         false
+    }
+
+    fn warnings(&self, _ctx: &Context, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut formats = Vec::new();
+        for version in object.pointer("/spec/versions").and_then(Value::as_array).into_iter().flatten() {
+            if let Some(schema) = version.pointer("/schema/openAPIV3Schema") {
+                structural::unrecognized_formats(schema, &mut formats);
+            }
+        }
+        formats.sort();
+        formats.dedup();
+        formats.iter().map(|f| format!("unrecognized format {}", coxswain_api::field::go_quote(f))).collect()
     }
 
     fn delete_rule(&self, ctx: &Context, object: &mut Value) -> DeleteRule {
@@ -278,7 +291,11 @@ fn validate_spec(object: &Value, old: Option<&Value>) -> ErrorList {
             let same =
                 old.and_then(|o| o.pointer(&format!("/spec/versions/{i}/schema/openAPIV3Schema"))) == Some(schema);
             if !same {
-                errors.extend(structural::check(schema, &path.child("openAPIV3Schema")));
+                let path = path.child("openAPIV3Schema");
+                let found = structural::check(schema, &path);
+                // Rules are looked at only within a schema that is right.
+                let rules = if found.is_empty() { rule_check::check(schema, &path) } else { found };
+                errors.extend(rules);
             }
         }
         if let Some(path) = place("additionalPrinterColumns", "additionalPrinterColumns") {

@@ -94,9 +94,10 @@ impl Rules {
         let child = |said: &Option<Box<Structural>>, spine: &Option<Box<Structural>>| {
             Self::within(said.as_deref()?, spine.as_deref()?).map(Box::new)
         };
-        let properties = said.properties.iter().filter_map(|(name, said)| {
-            Some((name.clone(), Self::within(said, spine.properties.get(name)?)?))
-        });
+        let properties = said
+            .properties
+            .iter()
+            .filter_map(|(name, said)| Some((name.clone(), Self::within(said, spine.properties.get(name)?)?)));
         let made = Self {
             own: said.rules.iter().map(Rule::new).filter(|r| !r.rule.is_empty()).collect(),
             properties: properties.collect(),
@@ -176,7 +177,8 @@ impl Walk {
                 for (name, value) in map {
                     let old = node.before.old.and_then(|old| old.get(name)).filter(|old| !old.is_null());
                     let name = name.as_str();
-                    if let (Some(rules), Some(schema)) = (rules.properties.get(name), node.schema.properties.get(name)) {
+                    if let (Some(rules), Some(schema)) = (rules.properties.get(name), node.schema.properties.get(name))
+                    {
                         self.node(rules, &node.part(schema, value, old), &path.child_named(name));
                     } else if let (Some(rules), Some(schema)) = (&rules.additional, &node.schema.additional) {
                         self.node(rules, &node.part(schema, value, old), &path.key(name));
@@ -208,7 +210,8 @@ impl Walk {
             if !is_asked || (rule.uses_old && node.before.old.is_none() && !rule.optional_old) {
                 continue;
             }
-            let variables = made[usize::from(rule.optional_old)].get_or_insert_with(|| node.variables(rule.optional_old));
+            let variables =
+                made[usize::from(rule.optional_old)].get_or_insert_with(|| node.variables(rule.optional_old));
             if let Some(error) = rule.ask(variables, node, path) {
                 self.errors.push(error);
             }
