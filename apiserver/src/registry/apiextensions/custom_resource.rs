@@ -61,15 +61,21 @@ impl CustomResource {
 
 impl CustomResource {
     /// Everything that is wrong with an object that replaces `old`.
-    fn check(&self, object: &Value, old: Option<&Value>) -> ErrorList {
-        let mut errors = self.structural.validate(object);
+    fn check(&self, object: &Value, old: Option<&Value>, subresource: &str) -> ErrorList {
+        let of_status = subresource == "status";
+        let mut errors = if of_status { self.check_status(object) } else { self.structural.validate(object) };
+        if let Some(old) = old {
+            let mut same = Vec::new();
+            unchanged(&self.structural, object, old, "", &mut same);
+            errors.retain(|error| !same.iter().any(|path| is_within(&error.field, path)));
+        }
         // Lists that were wrong already may stay so.
         if old.is_none_or(|old| self.structural.validate_lists(old).is_empty()) {
             errors.extend(self.structural.validate_lists(object));
         }
         errors.extend(self.structural.validate_embedded(object));
         if let Some(paths) = &self.scale {
-            for path in [&paths.spec, &paths.status] {
+            for path in [&paths.spec, &paths.status].into_iter().skip(usize::from(of_status)) {
                 errors.extend(check_replicas(object, path));
             }
         }
@@ -81,6 +87,53 @@ impl CustomResource {
         }
         errors
     }
+
+    /// The status on its own, as its writers are told of it: texts name its fields from there.
+    fn check_status(&self, object: &Value) -> ErrorList {
+        let (Some(schema), Some(status)) = (self.structural.properties.get("status"), object.get("status")) else {
+            return ErrorList::new();
+        };
+        let mut errors = schema.validate(status);
+        for error in &mut errors {
+            error.field = match error.field.as_str() {
+                "<nil>" => "status".to_owned(),
+                field => format!("status.{field}"),
+            };
+        }
+        errors
+    }
+}
+
+/// Collects the paths of the largest parts that are what they were: what was wrong with them may stay (upstream: ratcheting).
+fn unchanged(schema: &Structural, value: &Value, old: &Value, path: &str, found: &mut Vec<String>) {
+    match (value, old) {
+        _ if !path.is_empty() && value == old => found.push(path.to_owned()),
+        (Value::Object(map), Value::Object(old)) => {
+            for (name, value) in map {
+                let Some(old) = old.get(name) else { continue };
+                if let Some(schema) = schema.properties.get(name.as_str()).or(schema.additional.as_deref()) {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    unchanged(schema, value, old, &path, found);
+                }
+            }
+        }
+        // Elements are told apart only by keys.
+        (Value::Array(items), Value::Array(old)) if &*schema.list_type == "map" => {
+            let Some(of_item) = &schema.items else { return };
+            for (i, item) in items.iter().enumerate() {
+                let same = |old: &&Value| schema.list_map_keys.iter().all(|key| old.get(&**key) == item.get(&**key));
+                if let Some(old) = old.iter().find(same) {
+                    unchanged(of_item, item, old, &format!("{path}[{i}]"), found);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Whether a field is at a path or below it.
+fn is_within(field: &str, path: &str) -> bool {
+    field.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// Field labels live as long as the process, because objects in the caches name them. There are as many as definitions ever
@@ -185,11 +238,11 @@ impl Resource for CustomResource {
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        self.check(object, None)
+        self.check(object, None, "")
     }
 
-    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
-        self.check(object, Some(old))
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
+        self.check(object, Some(old), subresource)
     }
 
     /// What broke a rule before, and is the same, is let be.

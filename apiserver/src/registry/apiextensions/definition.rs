@@ -209,17 +209,14 @@ fn validate_stored_versions(object: &Value) -> ErrorList {
         errors.push(Error::invalid(&path, value.unwrap_or(&Value::Null), "must have at least one stored version"));
         return errors;
     }
+    for version in versions.iter().filter(|v| v["storage"] == true && !stored.contains(&v["name"])) {
+        let what = format!("must have the storage version {}", version["name"].as_str().unwrap_or_default());
+        errors.push(Error::invalid(&path, object.pointer("/status/storedVersions").unwrap_or(&Value::Null), what));
+    }
     for (i, version) in stored.iter().enumerate() {
         if !versions.iter().any(|v| v["name"] == *version) {
-            let what = "must appear in spec.versions";
-            errors.push(Error::invalid(&path.index(i), version, what));
+            errors.push(Error::invalid(&path.index(i), version, "must appear in spec.versions"));
         }
-    }
-    if let Some(current) = storage_version(object)
-        && !stored.iter().any(|v| *v == *current)
-    {
-        let what = format!("must have the storage version {current}");
-        errors.push(Error::invalid(&path, object.pointer("/status/storedVersions").unwrap_or(&Value::Null), what));
     }
     errors
 }
@@ -314,11 +311,7 @@ fn validate_spec(object: &Value, old: Option<&Value>) -> ErrorList {
     validate_names(&spec, &mut errors);
     validate_conversion(&spec.child("conversion"), &mut errors);
     validate_approval(&root, &mut errors);
-    let stored = storage_version(object).is_some();
-    if !stored && object.pointer("/status/storedVersions").and_then(Value::as_array).is_none_or(Vec::is_empty) {
-        let path = Path::new("status").child("storedVersions");
-        errors.push(Error::invalid(&path, &Value::Null, "must have at least one stored version"));
-    }
+    errors.extend(validate_stored_versions(object));
     errors
 }
 
