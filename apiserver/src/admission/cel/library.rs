@@ -136,3 +136,23 @@ pub(super) fn add_quantities(expression: &str, context: &mut Context<'_, '_>) ->
         Ok::<_, ExecutionError>(difference.into_value())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::admission::cel::Variables;
+
+    #[test]
+    fn the_functions_of_kubernetes_are_there() {
+        for holds in [
+            "isIP('10.0.0.1') && isIP('::1') && !isIP('010.0.0.1') && !isIP('::ffff:1.2.3.4')",
+            "isCIDR('10.0.0.0/8') && !isCIDR('10.0.0.0/33') && !isCIDR('10.0.0.0')",
+            "isURL('https://a.b/c') && isURL('/x') && !isURL('a b') && !isURL('a')",
+            "isQuantity('5Gi') && !isQuantity('5GiB')",
+            "quantity('1Gi').isGreaterThan(quantity('500Mi')) && quantity('1').isLessThan(quantity('1500m'))",
+            "quantity('1').add(quantity('1000m')) == quantity('2') && quantity('3').sub(1).asInteger() == 2",
+            "quantity('1').compareTo(quantity('1000m')) == 0 && quantity('-1').sign() == -1",
+        ] {
+            assert_eq!(Variables::new().is_true(holds), Ok(true), "{holds}");
+        }
+    }
+}

@@ -347,3 +347,26 @@ pub(super) fn check_path(path: &str, at: &Path) -> Option<Error> {
 
 /// Kept by whoever serves a definition, so that its versions share it.
 pub type Shared = Arc<CustomResource>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_wrong_before_may_stay_wrong() {
+        let version = json!({"name": "v1", "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {
+            "type": "object", "required": ["r"], "properties": {"r": {"type": "string"}, "n": {"type": "integer", "maximum": 3},
+                "l": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": {
+                    "type": "object", "properties": {"k": {"type": "string"}, "v": {"type": "string", "maxLength": 1}}}},
+                "set": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}}}}}}});
+        let resource = CustomResource::new(&version);
+        let old = json!({"spec": {"n": 9, "l": [{"k": "a", "v": "xx"}], "set": ["a", "a"]}});
+        let found = |new: Value, old: Option<&Value>| -> Vec<String> {
+            resource.check(&new, old, "").into_iter().map(|e| e.field).collect()
+        };
+        assert_eq!(found(old.clone(), None), ["spec.r", "spec.l[0].v", "spec.n", "spec.set[1]"]);
+        assert!(found(old.clone(), Some(&old)).is_empty());
+        let moved = json!({"spec": {"n": 9, "l": [{"k": "b", "v": "xx"}, {"k": "a", "v": "xx"}]}});
+        assert_eq!(found(moved, Some(&old)), ["spec.r", "spec.l[0].v"]);
+    }
+}
