@@ -3,7 +3,10 @@
 //! A resource that is not named here is [`Plain`]: everything is the pipeline's.
 
 use super::resource::Resource;
-use super::{admissionregistration, apiextensions, apps, autoscaling, batch, certificates, coordination, core, discovery, dynamic_resources, flowcontrol, networking, policy, rbac, runtime_class, scheduling, storage};
+use super::{
+    admissionregistration, apiextensions, apps, autoscaling, batch, certificates, coordination, core, discovery,
+    dynamic_resources, flowcontrol, networking, policy, rbac, runtime_class, scheduling, storage,
+};
 use coxswain_api::catalogue::ResourceType;
 use std::sync::Arc;
 

@@ -155,14 +155,13 @@ pub fn row_conditions(kind: &str, object: &Value) -> Option<Value> {
 impl Column {
     /// The columns of a resource that has none of its own.
     pub fn name_and_age() -> Vec<Column> {
-        let column =
-            |Col(name, kind, format, description, priority): Col| Column {
-                name: name.into(),
-                kind: kind.into(),
-                format: format.into(),
-                description: description.into(),
-                priority,
-            };
+        let column = |Col(name, kind, format, description, priority): Col| Column {
+            name: name.into(),
+            kind: kind.into(),
+            format: format.into(),
+            description: description.into(),
+            priority,
+        };
         vec![column(NAME), column(CREATED)]
     }
 }

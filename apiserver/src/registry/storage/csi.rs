@@ -56,7 +56,10 @@ impl Resource for CsiDrivers {
 
     fn warnings(&self, _ctx: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
         let spec = View::root(object).child("spec");
-        if old.is_some() || spec.child("tokenRequests").is_empty() || spec.child("serviceAccountTokenInSecrets").exists() {
+        if old.is_some()
+            || spec.child("tokenRequests").is_empty()
+            || spec.child("serviceAccountTokenInSecrets").exists()
+        {
             return Vec::new();
         }
         let text = "spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent \
