@@ -49,12 +49,13 @@ wait_for() { # wait_for SECONDS WHAT COMMAND…
         sleep 0.2
     done
 }
-"$binary" up --data-dir "$dir/a" --node-name node-a --node-ip 192.168.252.1 --image-archive target/images.tar >"$dir/a.log" 2>&1 &
+"$binary" up --data-dir "$dir/a" --node-name node-a --node-ip 192.168.252.1 --image-archive target/images.tar \
+    --eviction-hard "memory.available<50Mi" >"$dir/a.log" 2>&1 &
 wait_for 60 "node A" grep -q '^ready' "$dir/a.log"
 token=$("$binary" join-command --data-dir "$dir/a")
 # shellcheck disable=SC2086
 on_b "$binary" $token --data-dir "$dir/bdata" --node-name node-b --node-ip 192.168.252.2 \
-    --image-archive "$PWD/target/images.tar" >"$dir/b.log" 2>&1 &
+    --image-archive "$PWD/target/images.tar" --eviction-hard "memory.available<50Mi" >"$dir/b.log" 2>&1 &
 kubectl=$(ls .cache/bin/kubectl-* | tail -n 1)
 ready_nodes() { [ "$("$kubectl" --kubeconfig "$dir/a/admin.kubeconfig" get nodes --no-headers | grep -cw Ready)" = 2 ]; }
 wait_for 60 "two ready nodes" ready_nodes

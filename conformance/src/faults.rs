@@ -150,7 +150,8 @@ async fn start(options: &Options, dir: &Path) -> Result<Child> {
     let mut command = Command::new(&options.coxswain);
     command.arg("up").arg("--data-dir").arg(dir.join("data"));
     match &options.images {
-        Some(images) => command.arg("--image-archive").arg(images),
+        // However full the disk of the machine that runs the test is: evictions would look like lost pods.
+        Some(images) => command.args(["--eviction-hard", "memory.available<50Mi"]).arg("--image-archive").arg(images),
         None => command.args(["--hollow-nodes", "1"]),
     };
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);

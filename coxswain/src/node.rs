@@ -7,6 +7,7 @@ use clap::{Arg, ArgMatches, Command};
 use coxswain_client::{Client, Informers};
 use coxswain_kubelet::cri::Runtime;
 use coxswain_kubelet::cri::client::CriClient;
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ pub struct Settings {
     pub cluster_domain: String,
     /// The authority whose clients the kubelet's server believes.
     pub client_ca: PathBuf,
+    /// Below which free memory and disk pods are evicted, by upstream's signals.
+    pub eviction_hard: BTreeMap<String, String>,
     /// Certificate and key of the kubelet's server; one of its own making without.
     pub serving: Option<(PathBuf, PathBuf)>,
 }
@@ -114,6 +117,7 @@ fn kubelet_config(settings: &Settings, endpoint: String) -> coxswain_kubelet::Co
     inner.cluster_domain = settings.cluster_domain.clone();
     inner.container_runtime_endpoint = endpoint;
     inner.cgroup_root = cgroup_root(&settings.data_dir);
+    inner.eviction_hard = settings.eviction_hard.clone();
     inner.authentication.x509.client_ca_file = settings.client_ca.display().to_string();
     if let Some((cert, key)) = &settings.serving {
         inner.tls_cert_file = cert.display().to_string();
@@ -183,6 +187,14 @@ pub fn node_arguments(command: Command) -> Command {
                        its network is yours to set up [default: a containerd of its own]",
         ))
         .arg(
+            Arg::new("eviction-hard")
+                .long("eviction-hard")
+                .value_name("SIGNAL<AMOUNT,…")
+                // A machine that is not a node alone is often fuller than upstream's 15 % of free disk allow.
+                .default_value("memory.available<100Mi,nodefs.available<5%,imagefs.available<5%,nodefs.inodesFree<5%")
+                .help("Below which free memory and disk pods are evicted"),
+        )
+        .arg(
             Arg::new("image-archive")
                 .long("image-archive")
                 .value_name("FILE")
@@ -210,6 +222,18 @@ pub fn node_ip(matches: &ArgMatches) -> Result<IpAddr> {
 
 pub fn image_archives(matches: &ArgMatches) -> Vec<PathBuf> {
     matches.get_many::<String>("image-archive").into_iter().flatten().map(PathBuf::from).collect()
+}
+
+/// `--eviction-hard` as upstream's kubelet takes it.
+pub fn eviction_hard(matches: &ArgMatches) -> Result<BTreeMap<String, String>> {
+    let text = matches.get_one::<String>("eviction-hard").cloned().unwrap_or_default();
+    let entries = text.split(',').filter(|e| !e.is_empty()).map(|entry| {
+        let (signal, amount) = entry.split_once('<').with_context(|| {
+            format!("invalid argument \"{text}\" for \"--eviction-hard\" flag: \"{entry}\" is not SIGNAL<AMOUNT")
+        })?;
+        Ok((signal.to_owned(), amount.to_owned()))
+    });
+    entries.collect()
 }
 
 pub fn join_command() -> Command {
@@ -289,6 +313,7 @@ pub fn join(matches: &ArgMatches) -> Result<()> {
         cluster_dns: matches.get_one::<IpAddr>("cluster-dns").copied().context("--cluster-dns")?,
         cluster_domain: text("cluster-domain"),
         client_ca: data_dir.join("pki/ca.crt"),
+        eviction_hard: eviction_hard(matches)?,
         serving: None,
         data_dir: data_dir.clone(),
     };

@@ -14,6 +14,7 @@ use coxswain_client::Client;
 use coxswain_client::k8s_openapi::api::core::v1::Node;
 use coxswain_client::kube::Api;
 use coxswain_storage::embedded::{Embedded, Options};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,6 +93,7 @@ struct Plan {
     cluster_domain: String,
     kubectl_context: bool,
     stop_pods: bool,
+    eviction_hard: BTreeMap<String, String>,
 }
 
 impl Plan {
@@ -121,6 +123,7 @@ impl Plan {
             cluster_domain: text("cluster-domain"),
             kubectl_context: matches.get_flag("kubectl-context"),
             stop_pods: matches.get_flag("stop-pods"),
+            eviction_hard: node::eviction_hard(matches)?,
         })
     }
 
@@ -391,6 +394,7 @@ fn start_nodes(
         cluster_dns: plan.dns_ip,
         cluster_domain: plan.cluster_domain.clone(),
         client_ca: keys.authority.cert_path.clone(),
+        eviction_hard: plan.eviction_hard.clone(),
         serving: Some((keys.kubelet_serving.cert_path.clone(), keys.kubelet_serving.key_path.clone())),
     };
     let clients = node::Clients {
