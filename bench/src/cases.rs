@@ -182,7 +182,9 @@ async fn watch(server: &Server, load: &Settings) -> Result<Vec<Figure>> {
     let epoch = Instant::now();
     let (seen, delays) = (Arc::new(AtomicU64::new(0)), Arc::new(std::sync::Mutex::new(Vec::new())));
     let mut watchers = Vec::new();
-    for _ in 0..WATCHERS {
+    for i in 0..WATCHERS {
+        // A connection carries at most 250 streams, as upstream's server allows.
+        let maps: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(server.client_of(i), NAMESPACE);
         let stream = maps.watch(&WatchParams::default().timeout(290), &version).await?;
         let (seen, delays) = (Arc::clone(&seen), Arc::clone(&delays));
         watchers.push(tokio::spawn(async move {

@@ -45,6 +45,11 @@ impl Server {
         self.clients[0].clone()
     }
 
+    /// The client of one of the connections, for what is to be spread over them.
+    pub fn client_of(&self, i: usize) -> Client {
+        self.clients[i % CONNECTIONS].clone()
+    }
+
     /// One request; its status code and how many bytes the answer had.
     pub async fn send(client: &Client, request: Request<Body>) -> Result<(u16, Bytes)> {
         let response = client.send(request).await?;
