@@ -45,5 +45,9 @@ unshare --net --mount --pid --fork --kill-child=SIGKILL --mount-proc --propagati
         # A trap interrupts wait; only the end of the child ends this.
         while kill -0 "$child" 2>/dev/null; do status=0; wait "$child" || status=$?; done
         exit "$status"
-    ' in-namespace "$scratch" "$@" || status=$?
+    ' in-namespace "$scratch" "$@" &
+inner=$!
+# Ends everything inside as well when this script is told to end.
+trap 'kill -TERM "$inner" 2>/dev/null' TERM INT
+while kill -0 "$inner" 2>/dev/null; do status=0; wait "$inner" || status=$?; done
 exit "$status"

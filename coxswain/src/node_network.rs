@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result};
 use coxswain_client::k8s_openapi::api::core::v1::Node;
-use coxswain_client::{Event, Informers};
+use coxswain_client::Informers;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use rtnetlink::{Handle, LinkBridge, RouteMessageBuilder};
@@ -101,7 +101,7 @@ pub async fn run(node_name: &str, cni_conf: &Path, informers: &Informers, shutdo
         let pause = std::time::Duration::from_secs(if retry { 2 } else { 60 });
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            event = events.next() => if matches!(event, None::<Event<Node>>) { return Ok(()) },
+            event = events.next() => if event.is_none() { return Ok(()) },
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -489,7 +489,7 @@ async fn cordon(s: &Sandbox<'_>, nodes: &[&str]) -> Result<()> {
         let shown = s.cluster_kubectl(&["get", "node", node]).await?;
         ensure!(shown.contains("Ready,SchedulingDisabled"), "the node does not show as cordoned: {shown}");
     }
-    let selector = format!("--pod-selector=app=web");
+    let selector = "--pod-selector=app=web".to_owned();
     for node in nodes {
         s.cluster_kubectl(&[
             "drain",
