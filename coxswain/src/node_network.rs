@@ -5,8 +5,8 @@
 //! Routes carry a protocol number of their own, so that only ours are ever removed.
 
 use anyhow::{Context, Result};
-use coxswain_client::k8s_openapi::api::core::v1::Node;
 use coxswain_client::Informers;
+use coxswain_client::k8s_openapi::api::core::v1::Node;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use rtnetlink::{Handle, LinkBridge, RouteMessageBuilder};
