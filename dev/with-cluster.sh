@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a cluster in a directory of its own, runs a command with `--kubeconfig FILE` appended, and ends the cluster.
+# Starts a cluster in a directory of its own, runs a command with KUBECONFIG set and `--kubeconfig FILE` appended, and ends the cluster.
 # The cluster's log is shown if the command fails.
 #
 #   dev/with-cluster.sh COMMAND [ARGS…]
@@ -22,6 +22,7 @@ for _ in $(seq 300); do
     sleep 0.2
 done
 grep -q '^ready' "$log" || { cat "$log" >&2; echo "the cluster was not ready within 60 s" >&2; exit 1; }
+export KUBECONFIG=$dir/data/admin.kubeconfig
 status=0
 "$@" --kubeconfig "$dir/data/admin.kubeconfig" || status=$?
 if [ "$status" -ne 0 ]; then

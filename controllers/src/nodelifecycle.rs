@@ -144,10 +144,10 @@ impl Controller {
         let config = &self.context.config;
         let (silent, was_ready) = {
             let mut state = self.state.lock();
-            let health = state.health.entry(name.to_owned()).or_insert_with(|| Health {
-                sign: sign.clone(),
-                at: Instant::now(),
-                was_ready: false,
+            let health = state.health.entry(name.to_owned()).or_insert_with(|| {
+                let message = format!("Node {name} event: Registered Node {name} in Controller");
+                self.context.recorder.normal(&node_reference(node), "RegisteredNode", message);
+                Health { sign: sign.clone(), at: Instant::now(), was_ready: false }
             });
             if health.sign != sign {
                 health.sign = sign;

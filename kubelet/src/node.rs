@@ -130,18 +130,21 @@ async fn register(kubelet: &Kubelet, listening: Option<u16>) {
     let mut told = false;
     loop {
         let mut node = initial(kubelet);
-        let (status, _) = status(kubelet, &NodeStatus::default(), listening).await;
+        let (status, turned) = status(kubelet, &NodeStatus::default(), listening).await;
         node.status = Some(status);
-        let error = match api.create(&PostParams::default(), &node).await {
+        let registered = match api.create(&PostParams::default(), &node).await {
             Ok(_) => {
                 tracing::info!(node = kubelet.config.node_name, "registered this node");
-                return;
+                Ok(())
             }
-            Err(e) if errors::is_already_exists(&e) => match reconcile(kubelet, &api, &node).await {
-                Ok(()) => return,
-                Err(e) => e,
-            },
-            Err(e) => e,
+            Err(e) if errors::is_already_exists(&e) => reconcile(kubelet, &api, &node).await,
+            Err(e) => Err(e),
+        };
+        let Err(error) = registered else {
+            // Whether a node is ready is told when that changes, not at its start.
+            record_conditions(kubelet, turned.into_iter().filter(|(reason, _)| !reason.ends_with("Ready")).collect());
+            kubelet.events.node("Normal", "NodeAllocatableEnforced", "Updated Node Allocatable limit across pods");
+            return;
         };
         if !told {
             tracing::warn!(node = kubelet.config.node_name, %error, "this node could not be registered yet");
@@ -228,10 +231,7 @@ async fn keep_status(kubelet: &Arc<Kubelet>, listening: Option<u16>) {
                     Ok(_) => {
                         reported = Instant::now();
                         first = false;
-                        for (reason, kind) in events {
-                            let name = &kubelet.config.node_name;
-                            kubelet.events.node(kind, &reason, format!("Node {name} status is now: {reason}"));
-                        }
+                        record_conditions(kubelet, events);
                     }
                     Err(error) => tracing::debug!(%error, "the node's status could not be brought to the API server"),
                 }
@@ -241,6 +241,13 @@ async fn keep_status(kubelet: &Arc<Kubelet>, listening: Option<u16>) {
         // Until the node is ready, somebody waits for it.
         let wait = if ready { settings.node_status_update_frequency.0 } else { REGISTER_RETRY * 2 };
         tokio::time::sleep(wait).await;
+    }
+}
+
+fn record_conditions(kubelet: &Kubelet, turned: ConditionEvents) {
+    let name = &kubelet.config.node_name;
+    for (reason, kind) in turned {
+        kubelet.events.node(kind, &reason, format!("Node {name} status is now: {reason}"));
     }
 }
 
