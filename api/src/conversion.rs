@@ -5,9 +5,12 @@
 //! A conversion never fails and loses nothing on the way there and back: what the other version cannot say travels in
 //! annotations, as upstream has it.
 
+mod apiextensions;
 mod autoscaling;
 mod events;
 mod resource;
+
+pub use apiextensions::definition_from_v1beta1;
 
 use crate::catalogue::GroupVersion;
 use crate::{codec, schema};

@@ -9,11 +9,13 @@ pub mod feed;
 pub mod watchers;
 
 use crate::store::Object;
+use coxswain_api::Status;
 use coxswain_storage::Revision;
 pub use event::{Event, EventKind};
 pub use feed::Feed;
 use parking_lot::{Mutex, RwLock};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use watchers::Watchers;
 pub use watchers::{Scope, Watch};
@@ -49,6 +51,8 @@ pub struct Cache {
     /// Locked before `state` by whoever needs both.
     watchers: Mutex<Watchers>,
     pending: Mutex<Vec<Arc<Object>>>,
+    /// What is in the store and cannot be read, by key. A list that left it out would tell its readers that it is gone.
+    unreadable: Mutex<BTreeMap<Arc<str>, Status>>,
     snapshots: Mutex<VecDeque<(std::time::Instant, Snapshot)>>,
 }
 
@@ -75,12 +79,29 @@ impl Cache {
             state: RwLock::default(),
             watchers: Mutex::default(),
             pending: Mutex::default(),
+            unreadable: Mutex::default(),
             snapshots: Mutex::default(),
         }
     }
 
     pub fn get(&self, key: &str) -> Option<Arc<Object>> {
         self.state.read().objects.get(key).cloned()
+    }
+
+    /// Why a key that begins so cannot be read, if there is one.
+    pub fn unreadable(&self, prefix: &str) -> Option<Status> {
+        let unreadable = self.unreadable.lock();
+        let (key, status) = unreadable.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)).next()?;
+        key.starts_with(prefix).then(|| status.clone())
+    }
+
+    /// Why this key cannot be read, if that is so.
+    pub fn unreadable_key(&self, key: &str) -> Option<Status> {
+        self.unreadable.lock().get(key).cloned()
+    }
+
+    pub(crate) fn set_unreadable(&self, key: Arc<str>, status: Status) {
+        self.unreadable.lock().insert(key, status);
     }
 
     pub fn len(&self) -> usize {
@@ -200,8 +221,19 @@ impl Cache {
         watchers.end_all();
     }
 
+    /// Forgets what could not be read, before the cache is filled anew.
+    pub(crate) fn forget_unreadable(&self) {
+        self.unreadable.lock().clear();
+    }
+
     /// Applies the changes of one revision: a new object for each key, none where the key was deleted.
     pub(crate) fn apply(&self, revision: Revision, changes: Vec<(Arc<str>, Option<Arc<Object>>)>) {
+        {
+            let mut unreadable = self.unreadable.lock();
+            if !unreadable.is_empty() {
+                changes.iter().for_each(|(key, _)| drop(unreadable.remove(key)));
+            }
+        }
         let mut watchers = self.watchers.lock();
         let mut events = Vec::with_capacity(changes.len());
         {

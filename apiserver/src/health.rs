@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long the store may take to answer, unless a flag says otherwise.
 const STORAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What runs after the start, in the order in which it is listed.
@@ -53,6 +54,8 @@ const AUTOREGISTER: &str = "autoregister-completion";
 
 pub struct Health {
     storage: Arc<dyn Storage>,
+    /// For `etcd` and for `etcd-readiness`.
+    timeouts: [Duration; 2],
     /// Hooks that have not finished.
     pending: parking_lot::Mutex<HashSet<&'static str>>,
     shutdown: tokio::sync::watch::Receiver<bool>,
@@ -65,7 +68,13 @@ impl Health {
         pending: &[&'static str],
         shutdown: tokio::sync::watch::Receiver<bool>,
     ) -> Self {
-        Self { storage, pending: parking_lot::Mutex::new(pending.iter().copied().collect()), shutdown }
+        let timeouts = [STORAGE_TIMEOUT; 2];
+        Self { storage, timeouts, pending: parking_lot::Mutex::new(pending.iter().copied().collect()), shutdown }
+    }
+
+    pub fn with_timeouts(mut self, health: Duration, ready: Duration) -> Self {
+        self.timeouts = [health, ready];
+        self
     }
 
     pub fn done(&self, hook: &str) {
@@ -97,10 +106,11 @@ impl Health {
     async fn check(&self, name: &str) -> Result<(), String> {
         match name {
             "etcd" | "etcd-readiness" => {
-                let read = tokio::time::timeout(STORAGE_TIMEOUT, self.storage.current_revision());
+                let timeout = self.timeouts[usize::from(name == "etcd-readiness")];
+                let read = tokio::time::timeout(timeout, self.storage.current_revision());
                 match read.await {
                     Ok(Ok(_)) => Ok(()),
-                    Ok(Err(e)) => Err(e.to_string()),
+                    Ok(Err(e)) => Err(format!("error getting data from etcd: {e}")),
                     Err(_) => Err("error getting data from etcd: context deadline exceeded".into()),
                 }
             }

@@ -367,6 +367,9 @@ pub async fn page(store: &Store, options: &ListOptions) -> Result<Page, Status> 
             }
         }
     };
+    if let Some(status) = store.cache().unreadable(store.prefix()) {
+        return Err(status);
+    }
     let page = select(store, &snapshot, selection, from.as_deref(), limit);
     if page.meta.continue_token.is_some() {
         store.cache().keep(&snapshot);
@@ -398,7 +401,7 @@ async fn from_storage(
         };
         for entry in page.entries {
             let key = entry.key.clone();
-            objects.insert(key, store.object_of(entry)?);
+            objects.insert(key, store.object_of(entry).await?);
         }
         next = page.next;
         if next.is_none() {

@@ -22,7 +22,7 @@ use crate::registry::builtin;
 use crate::registry::pipeline::Pipeline;
 use crate::request::User;
 use crate::resources::{Index, Resources, Served};
-use crate::store::{Store, key_prefix};
+use crate::store::{Layout, Store};
 use coxswain_api::Status;
 use coxswain_api::catalogue::{self, ResourceType};
 use coxswain_storage::Storage;
@@ -53,6 +53,11 @@ pub struct Config {
     /// `--request-timeout`
     pub request_timeout: Duration,
     pub kubelet: KubeletConfig,
+    /// How objects lie in the store.
+    pub layout: Layout,
+    /// `--etcd-healthcheck-timeout` and `--etcd-readycheck-timeout`: how long the store may take to answer.
+    pub storage_health_timeout: Duration,
+    pub storage_ready_timeout: Duration,
 }
 
 impl Default for Config {
@@ -69,6 +74,9 @@ impl Default for Config {
             in_flight_max: 600,
             request_timeout: Duration::from_secs(60),
             kubelet: KubeletConfig::default(),
+            layout: Layout::default(),
+            storage_health_timeout: Duration::from_secs(2),
+            storage_ready_timeout: Duration::from_secs(2),
         }
     }
 }
@@ -99,7 +107,7 @@ pub struct Server {
 impl Server {
     /// Starts a server on a store: fills the caches, begins to serve in process, and creates what every cluster has.
     pub async fn start(config: Config, storage: Arc<dyn Storage>) -> Result<Server, StartError> {
-        let feed = Feed::new(storage.clone());
+        let feed = Feed::new(storage.clone(), config.layout.clone());
         let resources = Arc::new(Resources::new(builtin_index(&config, &storage, &feed)));
         let following = feed.start(resources.index().stores()).await.map_err(StartError::Caches)?;
         let objects = Arc::new(ServerObjects::new(resources.clone()));
@@ -123,7 +131,8 @@ impl Server {
             authorization,
             impersonation: Default::default(),
             discovery: Default::default(),
-            health: Health::new(storage, &bootstrap::HOOKS, shutdown.clone()),
+            health: Health::new(storage, &bootstrap::HOOKS, shutdown.clone())
+                .with_timeouts(config.storage_health_timeout, config.storage_ready_timeout),
             metrics: Default::default(),
             flow: Flow::new(config.in_flight_max),
             dialer: Dialer::new(&config.kubelet).map_err(StartError::Other)?,
@@ -199,8 +208,7 @@ fn builtin_index(config: &Config, storage: &Arc<dyn Storage>, feed: &Arc<Feed>) 
             let new = || {
                 let version = if hub_group.is_empty() { "v1" } else { &*ty.storage_version };
                 let hub = catalogue.resource(hub_group, version, &ty.plural).unwrap_or(ty).clone();
-                let prefix = key_prefix(hub_group, &ty.plural, false);
-                Arc::new(Store::new(hub, strategy.clone(), storage.clone(), feed.clone(), prefix))
+                Arc::new(Store::new(hub, strategy.clone(), storage.clone(), feed.clone(), false))
             };
             stores.entry(key).or_insert_with(new).clone()
         });

@@ -1,18 +1,21 @@
 //! Stores: one per resource, shared by all of its versions (upstream: `registry/generic/registry.Store` over
 //! `apiserver/pkg/storage/etcd3`).
 //!
-//! A store owns the key layout, turns hub trees into stored bytes and back, and commits at expected revisions. The stored
-//! value is the JSON of the hub version *without* `metadata.resourceVersion`; the revision is spliced in when the entry is
-//! read, so the bytes of an object version are made exactly once. Reads come from the [`Cache`] once it has reached the
-//! store's revision.
+//! A store owns the key layout, turns hub trees into stored bytes and back, and commits at expected revisions. An object's
+//! bytes are the JSON of the hub version *without* `metadata.resourceVersion`; the revision is spliced in when the entry is
+//! read, so the bytes of an object version are made exactly once. The [`value`] stored is that JSON, or what [`Layout`]
+//! says. Reads come from the [`Cache`] once it has reached the store's revision.
 
+pub mod layout;
 pub mod object;
+pub mod value;
 
 use crate::cache::{Cache, Feed};
 use crate::registry::resource::Resource;
 use coxswain_api::catalogue::ResourceType;
 use coxswain_api::{Status, Value};
 use coxswain_storage::{Entry, Error, Expect, Op, Revision, Storage, Write};
+pub use layout::Layout;
 pub use object::Object;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +39,7 @@ pub struct Store {
     cache: Arc<Cache>,
     /// `/registry/pods/`, with the closing slash.
     prefix: Box<str>,
-    /// Of the hub version.
-    api_version: Box<str>,
+    values: value::Values,
 }
 
 impl Store {
@@ -47,11 +49,14 @@ impl Store {
         strategy: Arc<dyn Resource>,
         storage: Arc<dyn Storage>,
         feed: Arc<Feed>,
-        prefix: impl Into<Box<str>>,
+        custom: bool,
     ) -> Self {
         let cache = Arc::new(Cache::new());
-        let api_version = hub.group_version.api_version().into();
-        Self { api_version, hub, strategy, storage, feed, cache, prefix: prefix.into() }
+        let (layout, group) = (feed.layout(), &hub.group_version.group);
+        let prefix = layout.key_prefix(group, &hub.plural, custom).into();
+        let transformer = layout.encryption.as_ref().map(|e| e.for_resource(group, &hub.plural));
+        let values = value::Values::new(hub.clone(), layout.format_of(group, custom), transformer, custom);
+        Self { hub, strategy, storage, feed, cache, prefix, values }
     }
 
     pub fn prefix(&self) -> &str {
@@ -87,11 +92,17 @@ impl Store {
         let key = self.key(namespace, name);
         let now = self.storage.current_revision().await.map_err(storage_status)?;
         if self.feed.progress() >= now {
-            return Ok(self.cache.get(&key));
+            return match self.cache.unreadable_key(&key) {
+                Some(status) => Err(status),
+                None => Ok(self.cache.get(&key)),
+            };
         }
         // The cache is a moment behind: one key is read faster from the store than the cache catches up.
         let (entry, _) = self.storage.get(&key, None).await.map_err(storage_status)?;
-        entry.map(|e| self.object_of(e)).transpose()
+        match entry {
+            Some(entry) => self.object_of(entry).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The object as the watch cache has it, which may be a moment old. A good first guess for an update: a stale one is
@@ -125,8 +136,10 @@ impl Store {
     /// Commits the end of `old`; returns its last state at the revision of the deletion.
     pub async fn delete(&self, old: &Arc<Object>) -> Result<Arc<Object>, CommitError> {
         let write = Write { key: old.key.clone(), expect: Expect::At(old.revision), op: Op::Delete };
-        let revision = self.storage.commit(vec![write]).await.map_err(|e| self.commit_error(e))?;
-        Ok(Arc::new(old.at(revision)))
+        match self.storage.commit(vec![write]).await {
+            Ok(revision) => Ok(Arc::new(old.at(revision))),
+            Err(error) => Err(self.commit_error(error).await),
+        }
     }
 
     async fn put(
@@ -136,40 +149,52 @@ impl Store {
         object: &Value,
         ttl: Option<Duration>,
     ) -> Result<Arc<Object>, CommitError> {
-        let value = object::stored_bytes(object, &self.hub.schema);
-        let write = Write { key: key.clone(), expect, op: Op::Put { value: value.clone(), ttl } };
-        let revision = self.storage.commit(vec![write]).await.map_err(|e| self.commit_error(e))?;
+        let json = object::stored_bytes(object, &self.hub.schema);
+        let value = self.values.seal(&key, object, &json).await.map_err(CommitError::Refused)?;
+        let write = Write { key: key.clone(), expect, op: Op::Put { value, ttl } };
+        let revision = match self.storage.commit(vec![write]).await {
+            Ok(revision) => revision,
+            Err(error) => return Err(self.commit_error(error).await),
+        };
         // The watch cache may have seen this commit already and made the object of it; otherwise it takes ours.
         Ok(self.cache.adopt(&key, revision, || {
-            Object::of_tree(key.clone(), self.prefix.len(), revision, &value, object, &*self.strategy)
+            Object::of_tree(key.clone(), self.prefix.len(), revision, &json, object, &*self.strategy)
         }))
     }
 
+    /// Whether an object lies in the store in another form than it would be written in now: then it is written again even
+    /// if nothing about it changes, which is how stored data is brought to a new key or encoding.
+    pub async fn is_stale(&self, object: &Object) -> bool {
+        if object.stale || !self.values.may_go_stale() {
+            return object.stale;
+        }
+        // The keys may have changed since it was read.
+        match self.storage.get(&object.key, Some(object.revision)).await {
+            Ok((Some(entry), _)) => self.values.is_stale(&entry).await,
+            _ => false,
+        }
+    }
+
     /// The object of a storage entry, the one in the cache if that is the same version.
-    pub fn object_of(&self, entry: Entry) -> Result<Arc<Object>, Status> {
+    pub async fn object_of(&self, entry: Entry) -> Result<Arc<Object>, Status> {
         if let Some(cached) = self.cache.get(&entry.key).filter(|c| c.revision == entry.modified) {
             return Ok(cached);
         }
-        self.parse(entry).map(Arc::new)
+        self.parse(entry).await.map(Arc::new)
     }
 
     /// Makes an object of its stored form.
-    pub fn parse(&self, entry: Entry) -> Result<Object, Status> {
-        let mut tree: Value = serde_json::from_slice(&entry.value)
-            .map_err(|e| Status::internal(format!("the stored value of {} cannot be read: {e}", entry.key)))?;
-        // Objects stored before the storage version moved are read as what they now are.
-        if tree.get("apiVersion").and_then(Value::as_str) != Some(&*self.api_version) {
-            coxswain_api::conversion::convert(&mut tree, &self.hub.group_version);
-            let value = object::stored_bytes(&tree, &self.hub.schema);
-            return Ok(Object::of_tree(entry.key, self.prefix.len(), entry.modified, &value, &tree, &*self.strategy));
-        }
-        Ok(Object::of_tree(entry.key, self.prefix.len(), entry.modified, &entry.value, &tree, &*self.strategy))
+    pub async fn parse(&self, entry: Entry) -> Result<Object, Status> {
+        let value::Decoded { tree, json, stale } = self.values.open(&entry, &*self.strategy).await?;
+        let object = Object::of_tree(entry.key, self.prefix.len(), entry.modified, &json, &tree, &*self.strategy);
+        Ok(if stale { object.as_stale() } else { object })
     }
 
-    fn commit_error(&self, error: Error) -> CommitError {
+    async fn commit_error(&self, error: Error) -> CommitError {
         match error {
-            Error::Conflict { current, .. } => match current.map(|e| self.object_of(e)).transpose() {
-                Ok(current) => CommitError::Conflict(current),
+            Error::Conflict { current: None, .. } => CommitError::Conflict(None),
+            Error::Conflict { current: Some(entry), .. } => match self.object_of(entry).await {
+                Ok(current) => CommitError::Conflict(Some(current)),
                 Err(status) => CommitError::Refused(status),
             },
             other => CommitError::Refused(storage_status(other)),
@@ -189,19 +214,4 @@ pub fn storage_status(error: Error) -> Status {
         Error::Compacted { .. } => Status::expired("The provided resource version is too old and has been compacted."),
         other => Status::internal(other),
     }
-}
-
-/// Upstream's key prefix of a resource: the plural for built-in groups, with the historical exceptions; group and plural
-/// for the extension APIs and custom resources.
-pub fn key_prefix(group: &str, plural: &str, custom: bool) -> String {
-    let path = match (group, plural) {
-        ("", "replicationcontrollers") => "controllers",
-        ("", "endpoints") => "services/endpoints",
-        ("", "services") => "services/specs",
-        ("", "nodes") => "minions",
-        ("networking.k8s.io", "ingresses") => "ingress",
-        _ => plural,
-    };
-    let own = custom || matches!(group, "apiextensions.k8s.io" | "apiregistration.k8s.io");
-    if own { format!("/registry/{group}/{path}/") } else { format!("/registry/{path}/") }
 }

@@ -24,6 +24,8 @@ pub enum Component {
 /// Flags of ours that upstream does not have: name, type, default, help.
 const API_SERVER_OWN: &[(&str, &str, &str, &str)] = &[
     ("data-dir", "string", "/var/lib/coxswain/storage", "Where the embedded store keeps its files"),
+    ("etcd-username", "string", "", "A user of etcd, where etcd asks for one"),
+    ("etcd-password-file", "string", "", "The file with the password of --etcd-username"),
     ("postgres-url", "string", "", "The database of the postgres storage backend"),
 ];
 

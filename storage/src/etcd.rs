@@ -1,6 +1,7 @@
 //! The etcd backend: transactions and watches of etcd's v3 API (upstream: `apiserver/pkg/storage/etcd3`). Keys are stored
 //! as they are, so that under `/registry/…` an upstream API server finds what it expects. Revisions are etcd's own.
 
+mod connection;
 mod watch;
 mod wire;
 
@@ -10,16 +11,13 @@ mod tests;
 use crate::{Changes, Entry, Error, Expect, ListOptions, Op, Page, Result, Revision, Storage, Write};
 use async_trait::async_trait;
 use bytes::Bytes;
+pub use connection::Access;
+use connection::Calls;
 use futures::stream::BoxStream;
-use prost::Message;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::Code;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Channel, Endpoint};
-use tonic_prost::ProstCodec;
 use wire::*;
 
 /// What etcd takes in a request unless it is told otherwise, less some room for what comes with the value.
@@ -27,20 +25,33 @@ pub const VALUE_BYTES_MAX: usize = (3 << 19) - (16 << 10);
 const KEY_BYTES_MAX: usize = 8 << 10;
 /// A long list is read in pages of this many, all at one revision.
 const PAGE: i64 = 10_000;
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// So many keys share a lease at most, as upstream has it.
+const LEASE_KEYS_MAX: usize = 1_000;
 /// The key by which API servers agree on who compacts, as upstream has it.
 const COMPACT_KEY: &str = "compact_rev_key";
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The interval between compactions, and so how long old revisions can be read at least.
+    /// The interval between compactions, and so how long old revisions can be read at least; zero leaves the compaction
+    /// to others.
     pub keep_history: Duration,
     pub value_bytes_max: usize,
+    pub access: Access,
+    /// What all keys begin with: nothing else is read, so that a user of etcd needs no more rights.
+    pub root: String,
+    /// How long one lease is given to new keys (`--lease-reuse-duration-seconds`).
+    pub lease_reuse: Duration,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { keep_history: Duration::from_secs(300), value_bytes_max: VALUE_BYTES_MAX }
+        Options {
+            keep_history: Duration::from_secs(300),
+            value_bytes_max: VALUE_BYTES_MAX,
+            access: Access::default(),
+            root: "/registry/".to_owned(),
+            lease_reuse: Duration::from_secs(60),
+        }
     }
 }
 
@@ -57,25 +68,13 @@ pub struct Etcd {
 struct Lease {
     id: i64,
     granted: Instant,
-}
-
-#[derive(Clone)]
-struct Calls {
-    channel: Channel,
+    keys: usize,
 }
 
 impl Etcd {
     /// `endpoints` are URLs like `http://127.0.0.1:2379`.
     pub async fn open(endpoints: &[String], options: Options) -> Result<Etcd> {
-        let endpoint = |url: &String| Endpoint::from_shared(url.clone()).map_err(|e| unavailable("open", e));
-        let endpoints = endpoints.iter().map(endpoint).collect::<Result<Vec<_>>>()?;
-        let tuned = |e: Endpoint| {
-            e.connect_timeout(Duration::from_secs(5))
-                .http2_keep_alive_interval(Duration::from_secs(30))
-                .keep_alive_timeout(Duration::from_secs(10))
-                .keep_alive_while_idle(true)
-        };
-        let calls = Calls { channel: Channel::balance_list(endpoints.into_iter().map(tuned)) };
+        let calls = Calls::new(endpoints, &options.access, &options.root)?;
         calls.revision("open").await?;
         let compactor = tokio::spawn(compact_now_and_then(calls.clone(), options.keep_history));
         let (progress, _) = tokio::sync::watch::channel(0);
@@ -84,17 +83,20 @@ impl Etcd {
 
     async fn lease(&self, ttl: Duration) -> Result<i64> {
         let seconds = ttl.as_millis().div_ceil(1_000).max(1) as i64;
-        // A key may live this much longer than asked for.
-        let reuse = (seconds / 20).min(60);
+        // A key may live this much longer than asked for: a twentieth at most.
+        let reuse = |seconds: i64| (seconds / 20).min(self.options.lease_reuse.as_secs() as i64);
         let mut leases = self.leases.lock().await;
-        leases.retain(|seconds, lease| lease.granted.elapsed() < Duration::from_secs((*seconds as u64 / 20).min(60)));
-        if let Some(lease) = leases.get(&seconds) {
+        leases.retain(|seconds, lease| {
+            lease.keys < LEASE_KEYS_MAX && lease.granted.elapsed() < Duration::from_secs(reuse(*seconds) as u64)
+        });
+        if let Some(lease) = leases.get_mut(&seconds) {
+            lease.keys += 1;
             return Ok(lease.id);
         }
         let granted = Instant::now();
-        let request = LeaseGrantRequest { ttl: seconds + reuse };
+        let request = LeaseGrantRequest { ttl: seconds + reuse(seconds) };
         let response: LeaseGrantResponse = self.calls.call("commit", "/etcdserverpb.Lease/LeaseGrant", request).await?;
-        leases.insert(seconds, Lease { id: response.id, granted });
+        leases.insert(seconds, Lease { id: response.id, granted, keys: 1 });
         Ok(response.id)
     }
 }
@@ -105,60 +107,11 @@ impl Drop for Etcd {
     }
 }
 
-impl Calls {
-    fn grpc(&self) -> Grpc<Channel> {
-        Grpc::new(self.channel.clone()).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX)
-    }
-
-    async fn call<Q, A>(&self, operation: &'static str, path: &'static str, request: Q) -> Result<A>
-    where
-        Q: Message + Send + Sync + 'static,
-        A: Message + Default + Send + Sync + 'static,
-    {
-        let mut grpc = self.grpc();
-        let mut request = tonic::Request::new(request);
-        request.set_timeout(REQUEST_TIMEOUT);
-        grpc.ready().await.map_err(|e| unavailable(operation, e))?;
-        let response = grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::<Q, A>::default()).await;
-        response.map(tonic::Response::into_inner).map_err(|status| failed(operation, status))
-    }
-
-    async fn range(&self, operation: &'static str, request: RangeRequest) -> Result<RangeResponse> {
-        let asked = Revision(request.revision as u64);
-        match self.call(operation, "/etcdserverpb.KV/Range", request).await {
-            Err(Error::Unavailable { source, .. }) if is(&source, "has been compacted") => {
-                Err(Error::Compacted { asked, oldest: watch::oldest(self).await? })
-            }
-            Err(Error::Unavailable { source, .. }) if is(&source, "future revision") => {
-                Err(Error::Future { asked, current: self.revision(operation).await? })
-            }
-            result => result,
-        }
-    }
-
-    async fn revision(&self, operation: &'static str) -> Result<Revision> {
-        let request = RangeRequest { key: Bytes::from_static(b"\0"), count_only: true, ..Default::default() };
-        let response: RangeResponse = self.call(operation, "/etcdserverpb.KV/Range", request).await?;
-        Ok(revision(&response.header))
-    }
-
-    async fn compact(&self, revision: Revision) -> Result<()> {
-        let request = CompactionRequest { revision: revision.0 as i64 };
-        match self.call::<_, CompactionResponse>("compact", "/etcdserverpb.KV/Compact", request).await {
-            Err(Error::Unavailable { source, .. }) if is(&source, "has been compacted") => Ok(()),
-            Err(Error::Unavailable { source, .. }) if is(&source, "future revision") => {
-                Err(Error::Future { asked: revision, current: self.revision("compact").await? })
-            }
-            result => result.map(drop),
-        }
-    }
-}
-
 /// Of all API servers that share an etcd, the one that first changes the key after each interval compacts to where the
 /// store was an interval ago.
 async fn compact_now_and_then(calls: Calls, interval: Duration) {
     let (mut version, mut before) = (0, Revision(0));
-    loop {
+    while !interval.is_zero() {
         tokio::time::sleep(interval).await;
         match compact_once(&calls, version, before).await {
             Ok(next) => (version, before) = next,
@@ -282,13 +235,7 @@ impl Storage for Etcd {
     }
 
     async fn changes(&self, prefix: &str, after: Revision) -> Result<BoxStream<'static, Result<Changes>>> {
-        let request = RangeRequest {
-            key: Bytes::from_static(b"\0"),
-            revision: after.0.max(1) as i64,
-            count_only: true,
-            ..Default::default()
-        };
-        self.calls.range("changes", request).await?;
+        self.calls.probe("changes", after.0.max(1) as i64).await?;
         watch::changes(self.calls.clone(), prefix, after, self.progress.subscribe()).await
     }
 
@@ -303,6 +250,10 @@ impl Storage for Etcd {
 
     async fn current_revision(&self) -> Result<Revision> {
         self.calls.revision("read").await
+    }
+
+    async fn size(&self) -> Result<Option<u64>> {
+        self.calls.size().await.map(Some)
     }
 }
 

@@ -6,9 +6,11 @@
 #[cfg(test)]
 mod contract;
 pub mod embedded;
+pub mod encryption;
 pub mod etcd;
 mod feed;
 mod group;
+pub mod metrics;
 pub mod postgres;
 
 pub use embedded::Embedded;
@@ -162,4 +164,9 @@ pub trait Storage: Send + Sync + 'static {
     async fn compact(&self, revision: Revision) -> Result<()>;
 
     async fn current_revision(&self) -> Result<Revision>;
+
+    /// The bytes that the store takes where it lies, if it can tell.
+    async fn size(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }

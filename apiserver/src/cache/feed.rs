@@ -4,7 +4,7 @@
 //! cache has, whether or not its resource changed. So a consistent read of any resource waits for one number.
 
 use super::Objects;
-use crate::store::{Object, Store, storage_status};
+use crate::store::{Layout, Object, Store, storage_status};
 use arc_swap::ArcSwap;
 use coxswain_api::Status;
 use coxswain_api::status::{Cause, Details};
@@ -19,12 +19,12 @@ use tokio::sync::watch;
 const FILL_PAGE: usize = 2000;
 /// How long a reader waits for a revision (upstream: `blockTimeout` of the cacher).
 const REACH_SECONDS: u64 = 3;
-const ROOT: &str = "/registry/";
 /// How far back the caches of a new server begin, where the store remembers so much.
 const REPLAYED_REVISIONS: u64 = 8192;
 
 pub struct Feed {
     storage: Arc<dyn Storage>,
+    layout: Layout,
     /// By key prefix.
     stores: ArcSwap<HashMap<Box<str>, Arc<Store>>>,
     progress: watch::Sender<Revision>,
@@ -33,13 +33,19 @@ pub struct Feed {
 }
 
 impl Feed {
-    pub fn new(storage: Arc<dyn Storage>) -> Arc<Self> {
+    pub fn new(storage: Arc<dyn Storage>, layout: Layout) -> Arc<Self> {
         Arc::new(Self {
             storage,
+            layout,
             stores: ArcSwap::default(),
             progress: watch::Sender::new(Revision(0)),
             gate: tokio::sync::Mutex::new(()),
         })
+    }
+
+    /// How the objects of all resources lie in the store.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// The revision that every cache has reached.
@@ -78,7 +84,7 @@ impl Feed {
             self.fill(store, past).await?;
         }
         self.stores.store(Arc::new(stores.into_iter().map(|s| (s.prefix().into(), s)).collect()));
-        self.replay(ROOT, past, now).await.map_err(storage_status)?;
+        self.replay(self.layout.root(), past, now).await.map_err(storage_status)?;
         self.progress.send_replace(now.max(past));
         drop(gate);
         let feed = self.clone();
@@ -88,7 +94,7 @@ impl Feed {
     /// This revision, or the oldest that the store still knows.
     async fn readable(&self, wanted: Revision) -> Result<Revision, coxswain_storage::Error> {
         let options = ListOptions { at: Some(wanted), limit: Some(1), from: None };
-        match self.storage.list(ROOT, options).await {
+        match self.storage.list(self.layout.root(), options).await {
             Ok(_) => Ok(wanted),
             Err(coxswain_storage::Error::Compacted { oldest, .. }) => Ok(oldest),
             Err(error) => Err(error),
@@ -106,7 +112,7 @@ impl Feed {
             let changes = changes?;
             let revision = changes.revision;
             if revision <= until {
-                self.dispatch(changes);
+                self.dispatch(changes).await;
             }
             if revision >= until {
                 break;
@@ -138,6 +144,7 @@ impl Feed {
     }
 
     async fn fill(&self, store: &Arc<Store>, revision: Revision) -> Result<(), Status> {
+        store.cache().forget_unreadable();
         let mut objects = Objects::new();
         let mut from = None;
         loop {
@@ -145,12 +152,15 @@ impl Feed {
             let page = self.storage.list(store.prefix(), options).await.map_err(storage_status)?;
             for entry in page.entries {
                 let key = entry.key.clone();
-                match store.parse(entry) {
+                match store.parse(entry).await {
                     Ok(object) => {
                         objects.insert(key, Arc::new(object));
                     }
                     // One unreadable object must not keep the server from starting.
-                    Err(status) => tracing::error!(%key, %status, "skipped an object that cannot be read"),
+                    Err(status) => {
+                        tracing::error!(%key, %status, "an object cannot be read");
+                        store.cache().set_unreadable(key, status);
+                    }
                 }
             }
             from = page.next;
@@ -180,7 +190,7 @@ impl Feed {
     async fn refill(&self) -> Result<(), Status> {
         let _gate = self.gate.lock().await;
         let revision = self.storage.current_revision().await.map_err(storage_status)?;
-        for store in self.stores.load().values() {
+        for store in self.stores.load_full().values() {
             self.fill(store, revision).await?;
         }
         self.progress.send_replace(revision);
@@ -188,12 +198,12 @@ impl Feed {
     }
 
     async fn follow(&self) -> Result<(), coxswain_storage::Error> {
-        let mut stream = self.storage.changes(ROOT, self.progress()).await?;
+        let mut stream = self.storage.changes(self.layout.root(), self.progress()).await?;
         while let Some(changes) = stream.next().await {
             let changes = changes?;
             let _gate = self.gate.lock().await;
             let revision = changes.revision;
-            self.dispatch(changes);
+            self.dispatch(changes).await;
             if revision > self.progress() {
                 self.progress.send_replace(revision);
             }
@@ -201,20 +211,22 @@ impl Feed {
         Ok(())
     }
 
-    fn dispatch(&self, changes: Changes) {
+    async fn dispatch(&self, changes: Changes) {
         let revision = changes.revision;
-        let stores = self.stores.load();
+        let stores = self.stores.load_full();
         let mut touched: Vec<(&Arc<Store>, Vec<(Arc<str>, Option<Arc<Object>>)>)> = Vec::new();
         for change in changes.changes {
-            let Some(store) = store_of(&stores, &change.key) else { continue };
+            let Some(store) = store_of(&stores, self.layout.root(), &change.key) else { continue };
             let object = match change.value {
                 None => None,
                 Some(entry) => match store.cache().take_pending(&change.key, revision) {
                     Some(object) => Some(object),
-                    None => match store.parse(entry) {
+                    None => match store.parse(entry).await {
                         Ok(object) => Some(Arc::new(object)),
                         Err(status) => {
-                            tracing::error!(key = %change.key, %status, "skipped a change that cannot be read");
+                            // It stays as it was last read for those who watch; those who read are told.
+                            tracing::error!(key = %change.key, %status, "a change cannot be read");
+                            store.cache().set_unreadable(change.key, status);
                             continue;
                         }
                     },
@@ -232,10 +244,10 @@ impl Feed {
 }
 
 /// A resource's prefix has one or two parts after the root.
-fn store_of<'a>(stores: &'a HashMap<Box<str>, Arc<Store>>, key: &str) -> Option<&'a Arc<Store>> {
-    let mut slashes = memchr::memchr_iter(b'/', &key.as_bytes()[ROOT.len()..]);
-    let first = ROOT.len() + slashes.next()?;
-    let second = slashes.next().map(|at| ROOT.len() + at);
+fn store_of<'a>(stores: &'a HashMap<Box<str>, Arc<Store>>, root: &str, key: &str) -> Option<&'a Arc<Store>> {
+    let mut slashes = memchr::memchr_iter(b'/', key.as_bytes().get(root.len()..)?);
+    let first = root.len() + slashes.next()?;
+    let second = slashes.next().map(|at| root.len() + at);
     second.and_then(|at| stores.get(&key[..=at])).or_else(|| stores.get(&key[..=first]))
 }
 

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 const MANAGED_BY: &str = "ipallocator.k8s.io";
 /// Where taken node ports are kept: one key a port, the value says for whom.
-const PORTS_PREFIX: &str = "/registry/coxswain/servicenodeports/";
+const PORTS_PATH: &str = "coxswain/servicenodeports/";
 /// How many random addresses are tried before the range is searched in order.
 const RANDOM_TRIES: usize = 64;
 
@@ -158,15 +158,19 @@ async fn release(store: &Arc<Store>, addresses: &[String], ports: &[u16]) {
         }
     }
     for port in ports {
-        let write = Write { key: port_key(*port), expect: Expect::Any, op: Op::Delete };
+        let write = Write { key: port_key(store, *port), expect: Expect::Any, op: Op::Delete };
         if let Err(e) = store.storage().commit(vec![write]).await {
             tracing::warn!(port, error = %e, "a node port was not given back");
         }
     }
 }
 
-fn port_key(port: u16) -> Arc<str> {
-    format!("{PORTS_PREFIX}{port}").into()
+fn port_key(store: &Store, port: u16) -> Arc<str> {
+    format!("{}{port}", ports_prefix(store)).into()
+}
+
+fn ports_prefix(store: &Store) -> String {
+    format!("{}{PORTS_PATH}", store.feed().layout().root())
 }
 
 impl Taken for OwnedTaking {
@@ -447,12 +451,12 @@ impl<'a> Taking<'a> {
         let storage = self.call.store().storage();
         let unavailable = |e| PortRefusal::Status(crate::store::storage_status(e));
         if self.dry_run {
-            let (entry, _) = storage.get(&port_key(port), None).await.map_err(unavailable)?;
+            let (entry, _) = storage.get(&port_key(self.call.store(), port), None).await.map_err(unavailable)?;
             return if entry.is_some() { Err(taken()) } else { Ok(()) };
         }
         let owner = format!("{}/{}", self.call.namespace(), self.call.name());
         let op = Op::Put { value: owner.into(), ttl: None };
-        match storage.commit(vec![Write { key: port_key(port), expect: Expect::Absent, op }]).await {
+        match storage.commit(vec![Write { key: port_key(self.call.store(), port), expect: Expect::Absent, op }]).await {
             Ok(_) => {
                 self.held.ports.push(port);
                 Ok(())
@@ -630,12 +634,13 @@ pub async fn repair(pipeline: &Pipeline) -> Result<Leaks, Status> {
         }
     }
     let storage = services.storage();
-    let kept = storage.list(PORTS_PREFIX, ListOptions::default()).await.map_err(crate::store::storage_status)?;
-    let taken: HashSet<u16> = kept.entries.iter().filter_map(|e| e.key[PORTS_PREFIX.len()..].parse().ok()).collect();
+    let prefix = ports_prefix(&services);
+    let kept = storage.list(&prefix, ListOptions::default()).await.map_err(crate::store::storage_status)?;
+    let taken: HashSet<u16> = kept.entries.iter().filter_map(|e| e.key[prefix.len()..].parse().ok()).collect();
     for (port, owner) in &ports {
         if !taken.contains(port) {
             let op = Op::Put { value: owner.clone().into(), ttl: None };
-            let write = Write { key: port_key(*port), expect: Expect::Any, op };
+            let write = Write { key: port_key(&services, *port), expect: Expect::Any, op };
             storage.commit(vec![write]).await.map_err(crate::store::storage_status)?;
         }
     }

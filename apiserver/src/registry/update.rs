@@ -179,7 +179,7 @@ impl Pipeline {
             }
             return Ok((Outcome::DryRun(object), false));
         }
-        if object == *old {
+        if object == *old && !call.store().is_stale(current).await {
             if let Some(taken) = taken {
                 taken.keep();
             }

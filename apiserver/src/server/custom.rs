@@ -12,7 +12,7 @@ use crate::objects::Objects;
 use crate::registry::apiextensions::custom_resource::CustomResource;
 use crate::registry::apiextensions::definition::{FINALIZER, condition, is_true, set_condition, storage_version};
 use crate::resources::Served;
-use crate::store::{Store, key_prefix};
+use crate::store::Store;
 use base64::Engine;
 use coxswain_api::catalogue::{GroupVersion, ResourceType, SubresourceType};
 use coxswain_api::structural::Structural;
@@ -193,10 +193,9 @@ impl Custom {
         else {
             return Ok(());
         };
-        let prefix = key_prefix(&group, &plural, true);
         // Watchers see the change of a schema as the end of their watch, as they do upstream.
-        let store = Arc::new(Store::new(hub, strategy, self.storage.clone(), self.feed.clone(), prefix.clone()));
-        self.feed.remove(&prefix).await;
+        let store = Arc::new(Store::new(hub, strategy, self.storage.clone(), self.feed.clone(), true));
+        self.feed.remove(store.prefix()).await;
         self.feed.add(store.clone()).await?;
         self.front.resources.change(|index| {
             index.remove(&group, &plural);
@@ -214,7 +213,7 @@ impl Custom {
     async fn withdraw(&mut self, name: &str) {
         if let Some((_, group, plural)) = self.served.remove(name) {
             self.front.resources.change(|index| index.remove(&group, &plural));
-            self.feed.remove(&key_prefix(&group, &plural, true)).await;
+            self.feed.remove(&self.feed.layout().key_prefix(&group, &plural, true)).await;
         }
     }
 

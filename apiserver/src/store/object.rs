@@ -20,6 +20,8 @@ pub struct Object {
     labels: Box<[(Box<str>, Box<str>)]>,
     /// The selectable fields that are not empty.
     fields: Box<[(&'static str, Box<str>)]>,
+    /// The store has it in another form than it would be written in now.
+    pub(super) stale: bool,
     /// The tree, as long as somebody reads it.
     tree: Mutex<Weak<Value>>,
     /// Other encodings, made on first demand.
@@ -66,9 +68,15 @@ impl Object {
             line: splice(stored, revision),
             labels: labels.into(),
             fields,
+            stale: false,
             tree: Mutex::new(Weak::new()),
             forms: Mutex::default(),
         }
+    }
+
+    pub(super) fn as_stale(mut self) -> Self {
+        self.stale = true;
+        self
     }
 
     /// The same state at another revision: what a deletion reports.
@@ -80,6 +88,7 @@ impl Object {
             line: respliced(&self.line, revision),
             labels: self.labels.clone(),
             fields: self.fields.clone(),
+            stale: self.stale,
             tree: Mutex::new(Weak::new()),
             forms: Mutex::default(),
         }

@@ -5,9 +5,11 @@ use crate::flags::Flags;
 use crate::machine::{default_ip, on_signal};
 use crate::pki::{Authority, Use};
 use anyhow::{Context, Result, bail};
+use coxswain_api::codec::Format;
 use coxswain_apiserver::authorization::Mode;
 use coxswain_apiserver::server::listen::tls_config;
 use coxswain_apiserver::server::{Config, Server};
+use coxswain_apiserver::store::Layout;
 use coxswain_storage::Storage;
 use coxswain_storage::embedded::{self, Embedded};
 use coxswain_storage::etcd::{self, Etcd};
@@ -27,9 +29,11 @@ pub async fn run(flags: &Flags) -> Result<()> {
         None if bind.is_unspecified() || bind.is_loopback() => default_ip()?,
         None => bind,
     };
-    let config = config(flags, advertise, port)?;
+    let mut config = config(flags, advertise, port)?;
     let tls = serving_certificate(flags, advertise)?;
-    let storage = storage(flags).await?;
+    let backend = backend(flags)?;
+    config.layout = layout(flags, backend)?;
+    let storage = open(flags, backend, &config.layout).await?;
     flags.warn_without_meaning();
     let address = SocketAddr::new(bind, port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("failed to create listener: {address}"))?;
@@ -63,6 +67,9 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16) -> Result<Config> {
     if let Some(timeout) = flags.duration("request-timeout")? {
         config.request_timeout = timeout;
     }
+    config.storage_health_timeout =
+        flags.duration("etcd-healthcheck-timeout")?.unwrap_or(config.storage_health_timeout);
+    config.storage_ready_timeout = flags.duration("etcd-readycheck-timeout")?.unwrap_or(config.storage_ready_timeout);
     let reads: usize = flags.parsed("max-requests-inflight")?.unwrap_or(400);
     let writes: usize = flags.parsed("max-mutating-requests-inflight")?.unwrap_or(200);
     config.in_flight_max = reads + writes;
@@ -167,31 +174,82 @@ fn serving_certificate(flags: &Flags, advertise: IpAddr) -> Result<Arc<rustls::S
     Ok(tls_config(&cert, &key)?)
 }
 
-async fn storage(flags: &Flags) -> Result<Arc<dyn Storage>> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backend {
+    Embedded,
+    Etcd,
+    Postgres,
+}
+
+fn backend(flags: &Flags) -> Result<Backend> {
     let default = if flags.is_set("etcd-servers") { "etcd3" } else { "embedded" };
     let backend = flags.get("storage-backend").unwrap_or_else(|| default.into());
+    Ok(match backend.as_str() {
+        "embedded" => Backend::Embedded,
+        "etcd3" => Backend::Etcd,
+        "postgres" => Backend::Postgres,
+        other => bail!("--storage-backend {other:?} invalid, allowed values: embedded, etcd3, postgres"),
+    })
+}
+
+fn layout(flags: &Flags, backend: Backend) -> Result<Layout> {
+    // Etcd may be shared with or handed to upstream's server; the others keep what is served fastest.
+    let asked = match (backend, flags.is_set("storage-media-type")) {
+        (Backend::Etcd, _) | (_, true) => flags.get("storage-media-type"),
+        _ => None,
+    };
+    let asked = asked.unwrap_or_else(|| Format::Json.media_type().into());
+    let known = |f: &Format| [Format::Json, Format::Yaml, Format::Protobuf].contains(f);
+    let Some(format) = Format::of_media_type(&asked).filter(known) else {
+        bail!(
+            "--storage-media-type {asked:?} invalid, allowed values: application/json, application/vnd.kubernetes.protobuf, application/yaml"
+        )
+    };
+    Ok(Layout::new(&flags.get("etcd-prefix").unwrap_or_default(), format))
+}
+
+async fn open(flags: &Flags, backend: Backend, layout: &Layout) -> Result<Arc<dyn Storage>> {
     let keep_history = flags.duration("etcd-compaction-interval")?.unwrap_or(Duration::from_secs(300));
     // A store's own sentence says it all; its chain of causes would say it twice.
     let plain = |e: coxswain_storage::Error| anyhow::anyhow!("{e}");
-    match backend.as_str() {
-        "embedded" => {
+    match backend {
+        Backend::Embedded => {
             let dir = flags.path("data-dir").context("--data-dir says where the embedded store keeps its files")?;
             let options = embedded::Options { keep_history, ..embedded::Options::default() };
             Ok(Arc::new(Embedded::open(&dir, options).map_err(plain)?))
         }
-        "etcd3" => {
+        Backend::Etcd => {
             let servers = flags.list("etcd-servers");
             if servers.is_empty() {
                 bail!("--etcd-servers must be specified");
             }
-            let options = etcd::Options { keep_history, ..etcd::Options::default() };
+            let user = match flags.get("etcd-username") {
+                Some(name) => {
+                    let path =
+                        flags.path("etcd-password-file").context("--etcd-username needs --etcd-password-file")?;
+                    let password =
+                        String::from_utf8(read(&path)?).context("the password of etcd's user is not text")?;
+                    Some((name, password.trim_end_matches(['\r', '\n']).to_owned()))
+                }
+                None => None,
+            };
+            let access = etcd::Access {
+                ca_file: flags.path("etcd-cafile"),
+                cert_file: flags.path("etcd-certfile"),
+                key_file: flags.path("etcd-keyfile"),
+                user,
+            };
+            let mut options =
+                etcd::Options { keep_history, access, root: layout.root().to_owned(), ..etcd::Options::default() };
+            if let Some(seconds) = flags.parsed("lease-reuse-duration-seconds")? {
+                options.lease_reuse = Duration::from_secs(seconds);
+            }
             Ok(Arc::new(Etcd::open(&servers, options).await.map_err(plain)?))
         }
-        "postgres" => {
+        Backend::Postgres => {
             let url = flags.get("postgres-url").context("--postgres-url says where the database is")?;
             let options = postgres::Options { keep_history, ..postgres::Options::default() };
             Ok(Arc::new(Postgres::open(&url, options).await.map_err(plain)?))
         }
-        other => bail!("--storage-backend {other:?} invalid, allowed values: embedded, etcd3, postgres"),
     }
 }

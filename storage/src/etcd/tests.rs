@@ -1,8 +1,8 @@
 //! The contract on etcd servers of the test's own.
 
-use super::{Etcd, Options, VALUE_BYTES_MAX};
+use super::{Access, Etcd, Options, VALUE_BYTES_MAX};
 use crate::contract::{self, Factory, put};
-use crate::{Error, Expect, Storage};
+use crate::{Error, Expect, Revision, Storage};
 use async_trait::async_trait;
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -18,30 +18,54 @@ struct Server {
     url: String,
     peers: String,
     directory: TempDir,
+    more: Vec<String>,
 }
 
 impl Server {
     fn start() -> Server {
+        Server::start_with("http", |_| Vec::new())
+    }
+
+    /// `more` are arguments that may need the directory.
+    fn start_with(scheme: &str, more: impl FnOnce(&Path) -> Vec<String>) -> Server {
         let directory = tempfile::tempdir().unwrap();
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (url, peers) = (format!("http://127.0.0.1:{}", free()), format!("http://127.0.0.1:{}", free()));
-        let process = run(&url, &peers, directory.path());
-        Server { process, url, peers, directory }
+        let (url, peers) = (format!("{scheme}://127.0.0.1:{}", free()), format!("http://127.0.0.1:{}", free()));
+        let more = more(directory.path());
+        let process = run(&url, &peers, directory.path(), &more);
+        Server { process, url, peers, directory, more }
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
     }
 
     fn kill_and_restart(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-        self.process = run(&self.url, &self.peers, self.directory.path());
+        self.kill();
+        self.process = run(&self.url, &self.peers, self.directory.path(), &self.more);
+    }
+
+    /// A tool of etcd's own, as an administrator would use it.
+    fn etcdctl(&self, arguments: &[&str]) -> String {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.url])
+            .args(arguments)
+            .output()
+            .expect("an etcdctl to test with");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 }
 
-fn run(url: &str, peers: &str, directory: &Path) -> Child {
-    Command::new("etcd")
+fn run(url: &str, peers: &str, directory: &Path, more: &[String]) -> Child {
+    Command::new(std::env::var_os("COXSWAIN_TEST_ETCD").unwrap_or_else(|| "etcd".into()))
         .args(["--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", peers])
         .args(["--initial-advertise-peer-urls", peers, "--initial-cluster", &format!("default={peers}")])
         .arg("--data-dir")
         .arg(directory)
+        .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -52,6 +76,18 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+async fn open(urls: &[String], options: Options) -> Etcd {
+    let mut tries = 0;
+    loop {
+        match Etcd::open(urls, options.clone()).await {
+            Ok(store) => return store,
+            Err(error) if tries > 100 => panic!("{error}"),
+            Err(_) => tries += 1,
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -67,15 +103,7 @@ impl Factory for Servers {
 
     async fn reopen(&self) -> Arc<dyn Storage> {
         let url = self.0.lock().as_ref().unwrap().url.clone();
-        let mut tries = 0;
-        loop {
-            match Etcd::open(std::slice::from_ref(&url), Options::default()).await {
-                Ok(store) => return Arc::new(store),
-                Err(error) if tries > 100 => panic!("{error}"),
-                Err(_) => tries += 1,
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        Arc::new(open(&[url], Options::default()).await)
     }
 
     fn value_bytes_max(&self) -> usize {
@@ -125,4 +153,153 @@ async fn readers_go_on_without_a_gap_when_etcd_was_killed() {
     for commit in acknowledged {
         assert!(seen.contains(&commit), "{commit:?} was acknowledged");
     }
+}
+
+/// An authority, and a certificate of it for a server at 127.0.0.1 or for a client; in PEM, with the keys.
+struct Pki {
+    authority: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
+}
+
+impl Pki {
+    fn new() -> Pki {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "etcd-ca");
+        let authority = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+        Pki { authority }
+    }
+
+    /// Writes `NAME.crt` and `NAME.key`.
+    fn issue(&self, directory: &Path, name: &str) -> (String, String) {
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let key = rcgen::KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &self.authority).unwrap();
+        let write = |suffix: &str, text: String| {
+            let path = directory.join(format!("{name}.{suffix}"));
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        (write("crt", cert.pem()), write("key", key.serialize_pem()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_and_client_certificates_are_spoken() {
+    let files = tempfile::tempdir().unwrap();
+    let pki = Pki::new();
+    let ca = files.path().join("ca.crt");
+    std::fs::write(&ca, pki.authority.pem()).unwrap();
+    let (server_cert, server_key) = pki.issue(files.path(), "server");
+    let (cert, key) = pki.issue(files.path(), "client");
+    let server = Server::start_with("https", |_| {
+        let ca = ca.to_str().unwrap();
+        ["--cert-file", &server_cert, "--key-file", &server_key, "--trusted-ca-file", ca, "--client-cert-auth"]
+            .map(str::to_owned)
+            .to_vec()
+    });
+    let urls = [server.url.clone()];
+    let access =
+        Access { ca_file: Some(ca), cert_file: Some(cert.into()), key_file: Some(key.into()), ..Access::default() };
+    let store = open(&urls, Options { access: access.clone(), ..Options::default() }).await;
+    let revision = store.commit(vec![put("/registry/a", "v", Expect::Absent)]).await.unwrap();
+    assert_eq!(store.get("/registry/a", None).await.unwrap().0.unwrap().modified, revision);
+    let mut stream = store.changes("/", Revision(revision.0 - 1)).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().revision, revision);
+    assert!(store.size().await.unwrap().unwrap() > 0);
+
+    let nobody = Access { cert_file: None, key_file: None, ..access.clone() };
+    assert!(Etcd::open(&urls, Options { access: nobody, ..Options::default() }).await.is_err());
+    let strangers = files.path().join("strangers.crt");
+    std::fs::write(&strangers, Pki::new().authority.pem()).unwrap();
+    let wary = Access { ca_file: Some(strangers), ..access };
+    assert!(Etcd::open(&urls, Options { access: wary, ..Options::default() }).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_with_rights_on_the_prefix_alone_is_enough() {
+    let server = Server::start();
+    drop(open(&[server.url.clone()], Options::default()).await);
+    for command in [
+        "role add apiserver",
+        "role grant-permission apiserver --prefix=true readwrite /registry/",
+        "role grant-permission apiserver readwrite compact_rev_key",
+        "user add root:r00t",
+        "user grant-role root root",
+        "user add apiserver:secret",
+        "user grant-role apiserver apiserver",
+        "auth enable",
+    ] {
+        server.etcdctl(&command.split(' ').collect::<Vec<_>>());
+    }
+    let user = |name: &str, password: &str| {
+        let access = Access { user: Some((name.to_owned(), password.to_owned())), ..Access::default() };
+        Options { access, ..Options::default() }
+    };
+    let urls = [server.url.clone()];
+    assert!(Etcd::open(&urls, Options::default()).await.is_err());
+    assert!(Etcd::open(&urls, user("apiserver", "wrong")).await.is_err());
+    let store = Etcd::open(&urls, user("apiserver", "secret")).await.unwrap();
+    let start = store.current_revision().await.unwrap();
+    let mut stream = store.changes("/registry/", start).await.unwrap();
+    let revision = store.commit(vec![put("/registry/a", "v", Expect::Absent)]).await.unwrap();
+    let seen = loop {
+        let changes = stream.next().await.unwrap().unwrap();
+        if !changes.changes.is_empty() {
+            break changes.revision;
+        }
+    };
+    assert_eq!(seen, revision);
+    assert!(store.commit(vec![put("/elsewhere", "v", Expect::Absent)]).await.is_err());
+    // In the URL, as etcd's own tools take it.
+    let url = server.url.replace("http://", "http://apiserver:secret@");
+    assert!(Etcd::open(&[url], Options::default()).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_is_gone_is_passed_over() {
+    let server = Server::start();
+    let nobody = format!("http://127.0.0.1:{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    let store = open(&[nobody.clone(), server.url.clone(), nobody], Options::default()).await;
+    for i in 0..20 {
+        store.commit(vec![put(&format!("/registry/{i}"), "v", Expect::Absent)]).await.unwrap();
+    }
+    let start = store.current_revision().await.unwrap();
+    let mut stream = store.changes("/registry/", start).await.unwrap();
+    let revision = store.commit(vec![put("/registry/x", "v", Expect::Absent)]).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().revision, revision);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_restart_is_not_seen_by_readers_of_keys() {
+    let mut server = Server::start();
+    let store = open(&[server.url.clone()], Options::default()).await;
+    store.commit(vec![put("/registry/a", "v", Expect::Absent)]).await.unwrap();
+    server.kill();
+    let (answer, ()) = tokio::join!(store.get("/registry/a", None), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.kill_and_restart();
+    });
+    assert!(answer.unwrap().0.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_servers_compact_once_in_an_interval() {
+    let server = Server::start();
+    let options = Options { keep_history: Duration::from_millis(400), ..Options::default() };
+    let first = open(&[server.url.clone()], options.clone()).await;
+    let second = open(&[server.url.clone()], options).await;
+    let mut last = Revision(0);
+    for i in 0..30 {
+        last = first.commit(vec![put("/registry/a", i.to_string(), Expect::Any)]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Three seconds hold seven intervals: either server alone would write the key as often.
+    let written = server.etcdctl(&["get", "compact_rev_key", "--write-out=fields"]);
+    let version: u32 = written.lines().find_map(|l| l.strip_prefix("\"Version\" : ")).unwrap().trim().parse().unwrap();
+    assert!((2..=9).contains(&version), "{written}");
+    assert!(matches!(second.get("/registry/a", Some(Revision(3))).await, Err(Error::Compacted { .. })));
+    assert!(second.get("/registry/a", Some(last)).await.is_ok());
 }

@@ -9,8 +9,6 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tonic::Streaming;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic_prost::ProstCodec;
 
 /// How often etcd is asked how far a silent stream has come.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
@@ -30,19 +28,15 @@ impl Calls {
         let failure = |_| unavailable("changes", "the stream was closed");
         requests.send(WatchRequest { action: Some(WatchAction::Create(create)) }).await.map_err(failure)?;
         let receiver = stream::unfold(receiver, |mut r| async move { Some((r.recv().await?, r)) });
-        let mut grpc = self.grpc();
-        grpc.ready().await.map_err(|e| unavailable("changes", e))?;
-        let path = PathAndQuery::from_static("/etcdserverpb.Watch/Watch");
-        let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
-        let response = grpc.streaming(tonic::Request::new(receiver), path, codec).await;
-        let responses = response.map_err(|status| failed("changes", status))?.into_inner();
+        let responses = self.stream("changes", "/etcdserverpb.Watch/Watch", receiver).await?;
         Ok(Watch { requests, responses })
     }
 }
 
 /// The oldest revision that can be read, which etcd tells only to a watch that begins too early.
 pub async fn oldest(calls: &Calls) -> Result<Revision> {
-    let mut watch = calls.watch("", Revision(1)).await?;
+    let probe = String::from_utf8_lossy(calls.probe_key()).into_owned();
+    let mut watch = calls.watch(&probe, Revision(1)).await?;
     while let Some(response) = watch.responses.message().await.map_err(|s| failed("read", s))? {
         if response.compact_revision > 0 {
             return Ok(Revision(response.compact_revision as u64));
@@ -112,7 +106,13 @@ impl Reader {
             None => self.watch.insert(self.calls.watch(&self.prefix, Revision(self.seen.0 + 1)).await?),
         };
         let response = tokio::select! {
-            response = watch.responses.message() => response.map_err(|s| failed("changes", s))?,
+            response = watch.responses.message() => match response {
+                Ok(response) => response,
+                Err(status) => {
+                    self.calls.lost(&status).await;
+                    return Err(failed("changes", status));
+                }
+            },
             _ = tokio::time::sleep(PROGRESS_PAUSE) => return ask(watch).await,
             Ok(()) = self.progress.changed() => return ask(watch).await,
         };

@@ -138,6 +138,29 @@ pub struct TxnResponse {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct AuthenticateRequest {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub password: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct AuthenticateResponse {
+    #[prost(string, tag = "2")]
+    pub token: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct StatusRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct StatusResponse {
+    #[prost(int64, tag = "3")]
+    pub db_size: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct CompactionRequest {
     #[prost(int64, tag = "1")]
     pub revision: i64,
