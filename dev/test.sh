@@ -10,6 +10,11 @@ step() { printf '\n== %s\n' "$*"; }
 if [[ $parts == *unit* ]]; then
     step "Formatting"
     cargo fmt --all --check
+    if cargo deny --version >/dev/null 2>&1; then
+        # Advisories need the network and change without us: `make deny` looks at them too.
+        step "Licences and sources of what we build on"
+        cargo deny --log-level error check licenses bans sources
+    fi
     step "Unit tests"
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --workspace
