@@ -1,6 +1,7 @@
 //! The arithmetic of a group commit, which is the same for every backend that keeps keys and history itself: checking what
 //! each commit expects against the state that the earlier ones of the group leave, and recording what changes.
 
+use crate::moved::{self, Marker};
 use crate::{Change, Changes, Entry, Error, Expect, Op, Result, Revision, Write};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
@@ -47,6 +48,8 @@ pub struct Group<'a> {
     pub states: HashMap<Arc<str>, (u64, State)>,
     pub records: Vec<(Revision, u32, ChangeRecord)>,
     pub commits: Vec<Arc<Changes>>,
+    /// Whether the store takes no writes but those of the marker; not known before it was asked for.
+    moved: Option<Option<Marker>>,
 }
 
 impl<'a> Group<'a> {
@@ -56,7 +59,7 @@ impl<'a> Group<'a> {
         revision: Revision,
         now: u64,
     ) -> Group<'a> {
-        Group { load, revision, now, states: HashMap::new(), records: Vec::new(), commits: Vec::new() }
+        Group { load, revision, now, states: HashMap::new(), records: Vec::new(), commits: Vec::new(), moved: None }
     }
 
     fn state(&self, key: &str) -> Result<Option<State>> {
@@ -66,8 +69,26 @@ impl<'a> Group<'a> {
         }
     }
 
+    /// Refuses what comes after the marker of a move, also within the group.
+    fn check_moved(&mut self, batch: &[Write]) -> Result<()> {
+        if Marker::concerns(batch) {
+            self.moved = None;
+            return Ok(());
+        }
+        let moved = match &self.moved {
+            Some(known) => known.clone(),
+            None => {
+                let value = self.state(moved::KEY)?.and_then(|s| s.value);
+                value.map(|v| Marker::decode(&v)).transpose()?
+            }
+        };
+        self.moved = Some(moved.clone());
+        moved.map_or(Ok(()), |marker| Err(Error::Moved(marker)))
+    }
+
     /// Checks one commit and, if all it expects holds, takes it in at a revision of its own.
     pub fn apply(&mut self, batch: Vec<Write>) -> Result<Revision> {
+        self.check_moved(&batch)?;
         let mut priors = Vec::with_capacity(batch.len());
         for write in &batch {
             let prior = self.state(&write.key)?;

@@ -3,6 +3,7 @@
 //! The whole store has one order of revisions. A commit is atomic, expects a revision of every key it touches, and is
 //! durable when it returns. See [`Storage`] for the contract; `contract::run` checks it against any backend.
 
+pub mod address;
 #[cfg(test)]
 mod contract;
 pub mod embedded;
@@ -11,6 +12,7 @@ pub mod etcd;
 mod feed;
 mod group;
 pub mod metrics;
+pub mod moved;
 pub mod postgres;
 
 pub use embedded::Embedded;
@@ -129,6 +131,9 @@ pub enum Error {
     /// The outcome of a commit is unknown, or the store cannot be reached.
     #[error("{operation}: the store is unavailable: {source}")]
     Unavailable { operation: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    /// The store takes no more writes: its data is moving to another one, or has moved.
+    #[error("commit: the store takes no writes: {0}")]
+    Moved(moved::Marker),
     #[error("corrupt data in {place}: {what}")]
     Corrupt { place: String, what: String },
 }

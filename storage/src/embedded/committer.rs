@@ -311,7 +311,11 @@ impl Committer {
         }
         let more = batch.len() == EXPIRE_STEP;
         if !batch.is_empty() {
-            self.commit_group(vec![batch]).into_iter().collect::<Result<Vec<_>>>()?;
+            match self.commit_group(vec![batch]).into_iter().collect::<Result<Vec<_>>>() {
+                // It expires where it has gone.
+                Err(Error::Moved(_)) => return Ok(false),
+                result => drop(result?),
+            }
         }
         self.clock.swept = swept;
         Ok(more)

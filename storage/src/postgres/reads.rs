@@ -1,6 +1,7 @@
 //! Reading. Each read is one statement, and so of one moment: it learns the store's revision with what it reads.
 
-use super::connection::{Connections, error};
+use super::connection::Connections;
+use super::statements::{CHANGES, GET, GET_AT, LIST, LIST_AT, MARKS};
 use crate::feed::History;
 use crate::{Change, Changes, Entry, Error, ListOptions, Page, Result, Revision};
 use async_trait::async_trait;
@@ -11,54 +12,6 @@ use tokio_postgres::types::ToSql;
 
 /// Changes read from history in one go; a commit is never split.
 const CHUNK_CHANGES: i64 = 500;
-
-const MARKS: &str = "SELECT h.revision, c.revision FROM head h CROSS JOIN compaction c";
-
-const GET: &str = "SELECT h.revision, c.revision, e.key, e.created, e.modified, e.value
-    FROM head h CROSS JOIN compaction c LEFT JOIN current e ON e.key = $1";
-
-/// The state at a revision is what the next change found, or the present one if there was no next change.
-const GET_AT: &str = "SELECT h.revision, c.revision, e.key, e.created, e.modified, e.value
-    FROM head h CROSS JOIN compaction c LEFT JOIN LATERAL (
-        (SELECT 0 AS place, key, prior_created AS created, prior_modified AS modified, prior_value AS value
-            FROM history WHERE key = $1 AND revision > $2 ORDER BY revision LIMIT 1)
-        UNION ALL
-        (SELECT 1, key, created, modified, value FROM current WHERE key = $1)
-        ORDER BY place LIMIT 1) e ON true";
-
-const LIST: &str = "SELECT h.revision, c.revision, e.key, e.created, e.modified, e.value
-    FROM head h CROSS JOIN compaction c LEFT JOIN LATERAL (
-        SELECT key, created, modified, value FROM current
-        WHERE key >= $1 AND key < $2 ORDER BY key LIMIT $3) e ON true ORDER BY e.key";
-
-const LIST_AT: &str = "SELECT h.revision, c.revision, e.key, e.created, e.modified, e.value
-    FROM head h CROSS JOIN compaction c LEFT JOIN LATERAL (
-        WITH touched AS (
-            SELECT DISTINCT ON (key) key, prior_created, prior_modified, prior_value FROM history
-            WHERE revision > $4 AND key >= $1 AND key < $2 ORDER BY key, revision)
-        SELECT key, prior_created AS created, prior_modified AS modified, prior_value AS value
-            FROM touched WHERE prior_value IS NOT NULL
-        UNION ALL
-        SELECT key, created, modified, value FROM current s WHERE key >= $1 AND key < $2
-            AND NOT EXISTS (SELECT FROM touched t WHERE t.key = s.key)
-        ORDER BY key LIMIT $3) e ON true ORDER BY e.key";
-
-const CHANGES: &str = "WITH stretch AS (SELECT coalesce(
-        (SELECT revision FROM history WHERE revision > $1 ORDER BY revision, index OFFSET $4 LIMIT 1),
-        (SELECT revision FROM head)) AS stop)
-    SELECT h.revision, c.revision, s.stop, e.revision, e.key, e.prior_created, e.prior_modified, e.prior_value,
-        e.created, e.modified, e.value
-    FROM stretch s CROSS JOIN head h CROSS JOIN compaction c LEFT JOIN LATERAL (
-        SELECT r.revision, r.index, r.key, r.prior_created, r.prior_modified, r.prior_value,
-            CASE WHEN n.revision IS NULL THEN k.created ELSE n.prior_created END AS created,
-            CASE WHEN n.revision IS NULL THEN k.modified ELSE n.prior_modified END AS modified,
-            CASE WHEN n.revision IS NULL THEN k.value ELSE n.prior_value END AS value
-        FROM history r
-        LEFT JOIN LATERAL (SELECT * FROM history f WHERE f.key = r.key AND f.revision > r.revision
-            ORDER BY f.revision LIMIT 1) n ON true
-        LEFT JOIN current k ON k.key = r.key AND n.revision IS NULL
-        WHERE r.revision > $1 AND r.revision <= s.stop AND r.key >= $2 AND r.key < $3
-    ) e ON true ORDER BY e.revision, e.index";
 
 /// The store's revision, and the oldest that can be read.
 #[derive(Clone, Copy)]
@@ -88,17 +41,6 @@ pub fn revision(value: i64) -> Revision {
 }
 
 impl Connections {
-    async fn rows(
-        &self,
-        operation: &'static str,
-        sql: &'static str,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>> {
-        let client = self.reader().await?;
-        let statement = client.prepared(sql).await.map_err(|e| error(operation, e))?;
-        client.query(&statement, parameters).await.map_err(|e| error(operation, e))
-    }
-
     pub async fn marks(&self) -> Result<Marks> {
         first(&self.rows("read", MARKS, &[]).await?).map(Marks::of)
     }

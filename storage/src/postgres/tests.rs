@@ -1,5 +1,9 @@
 //! The contract on a Postgres server of the test's own, and what only several servers on one database have.
 
+mod failures;
+mod plans;
+mod security;
+
 use super::{Options, Postgres, VALUE_BYTES_MAX};
 use crate::contract::{self, Factory, put};
 use crate::{Changes, Error, Expect, Revision, Storage};
@@ -15,6 +19,7 @@ use tempfile::TempDir;
 /// A Postgres that listens on a socket in a temporary directory and ends with the test.
 struct Server {
     directory: TempDir,
+    settings: Vec<String>,
     process: Child,
     schemas: AtomicUsize,
 }
@@ -44,13 +49,32 @@ fn command(program: PathBuf) -> Command {
     command
 }
 
+/// Gives a file to the user that the server runs as, if root runs the test.
+fn own(path: &Path) {
+    if nix::unistd::geteuid().is_root() {
+        let user = nix::unistd::User::from_name("postgres").unwrap().expect("a user named postgres");
+        nix::unistd::chown(path, Some(user.uid), Some(user.gid)).unwrap();
+    }
+}
+
+fn run(directory: &Path, settings: &[String]) -> Child {
+    let mut command = command(program("postgres"));
+    command.arg("-D").arg(directory.join("data")).args(["-c", "listen_addresses=", "-c", "shared_buffers=32MB"]);
+    for setting in settings {
+        command.args(["-c", setting]);
+    }
+    command.arg("-k").arg(directory).stderr(Stdio::null()).spawn().unwrap()
+}
+
 impl Server {
     fn start() -> Server {
+        Server::start_with(&[], |_| {})
+    }
+
+    /// With more settings, after the data directory was prepared.
+    fn start_with(settings: &[&str], prepare: impl FnOnce(&Path)) -> Server {
         let directory = tempfile::tempdir().unwrap();
-        if nix::unistd::geteuid().is_root() {
-            let user = nix::unistd::User::from_name("postgres").unwrap().expect("a user named postgres");
-            nix::unistd::chown(directory.path(), Some(user.uid), Some(user.gid)).unwrap();
-        }
+        own(directory.path());
         let data = directory.path().join("data");
         let made = command(program("initdb"))
             .args(["--username=coxswain", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-D"])
@@ -59,19 +83,29 @@ impl Server {
             .status()
             .unwrap();
         assert!(made.success());
-        let process = command(program("postgres"))
-            .arg("-D")
-            .arg(&data)
-            .args(["-c", "listen_addresses=", "-c", "shared_buffers=32MB", "-k"])
-            .arg(directory.path())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Server { directory, process, schemas: AtomicUsize::new(0) }
+        prepare(&data);
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        let process = run(directory.path(), &settings);
+        Server { directory, settings, process, schemas: AtomicUsize::new(0) }
+    }
+
+    /// Ends it without a word to anybody, as a crash would, and starts it again.
+    fn crash(&mut self) {
+        self.end(nix::sys::signal::Signal::SIGQUIT);
+        self.process = run(self.directory.path(), &self.settings);
+    }
+
+    fn end(&mut self, signal: nix::sys::signal::Signal) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.process.id() as i32), signal);
+        let _ = self.process.wait();
+    }
+
+    fn url(&self) -> String {
+        format!("host={} user=coxswain dbname=postgres", self.directory.path().display())
     }
 
     async fn open(&self, schema: usize, options: Options) -> Postgres {
-        let url = format!("host={} user=coxswain dbname=postgres", self.directory.path().display());
+        let url = self.url();
         let options = Options { schema: format!("test_{schema}"), ..options };
         let mut tries = 0;
         loop {
@@ -96,9 +130,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // A fast shutdown, which cuts the connections there are.
-        let pid = nix::unistd::Pid::from_raw(self.process.id() as i32);
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
-        let _ = self.process.wait();
+        self.end(nix::sys::signal::Signal::SIGINT);
     }
 }
 
@@ -213,7 +245,7 @@ async fn history_older_than_asked_for_is_removed() {
     for number in 0..50 {
         last = store.commit(vec![put("/a", format!("{number}"), Expect::Any)]).await.unwrap();
     }
-    let client = store.shared.connections.reader().await.unwrap();
+    let client = store.shared.connections.session().await;
     let mut left = 1;
     for _ in 0..100 {
         left = client.query_one("SELECT count(*) FROM history", &[]).await.unwrap().get::<_, i64>(0);
