@@ -177,11 +177,8 @@ impl Committer {
             &rows.prior_values,
             &token,
         ];
-        let (delete_values, advance_values, notify_values): ([&(dyn ToSql + Sync); 1], [_; 1], [_; 1]) = (
-            [&rows.deleted],
-            [&revision as &(dyn ToSql + Sync)],
-            [&self.shared.schema as &(dyn ToSql + Sync)],
-        );
+        let (delete_values, advance_values, notify_values): ([&(dyn ToSql + Sync); 1], [_; 1], [_; 1]) =
+            ([&rows.deleted], [&revision as &(dyn ToSql + Sync)], [&self.shared.schema as &(dyn ToSql + Sync)]);
         self.open = Some(attempt);
         let done = futures::join!(
             client.execute(put, &put_values),

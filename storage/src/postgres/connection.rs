@@ -82,7 +82,10 @@ impl Connections {
         );
         config.ssl_mode(settings.mode).options(options.trim_start()).application_name("coxswain");
         // A host that has gone without a word is noticed within half a minute.
-        config.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
+        config
+            .keepalives_idle(Duration::from_secs(10))
+            .keepalives_interval(Duration::from_secs(5))
+            .keepalives_retries(3);
         config.tcp_user_timeout(Duration::from_secs(25));
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);

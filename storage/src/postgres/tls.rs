@@ -98,7 +98,9 @@ impl Settings {
             (_, Verify::Nothing) => None,
             (Some(path), _) => Some(roots(path)?),
             (None, _) => {
-                return Err(refused("sslmode=verify-ca and verify-full need sslrootcert=FILE, the authority".to_owned()));
+                return Err(refused(
+                    "sslmode=verify-ca and verify-full need sslrootcert=FILE, the authority".to_owned(),
+                ));
             }
         };
         let chain = match roots {
@@ -351,7 +353,8 @@ mod tests {
         assert_eq!(rest, "postgres://u:p%40@one:5432,two/db?connect_timeout=3");
         assert_eq!((settings.mode, settings.verify), (SslMode::Require, Verify::Full));
         assert_eq!(settings.root, Some("/a b.pem".into()));
-        let (rest, settings) = split(r"host=/run user=me password='it\'s' sslmode=require sslrootcert = '/a b.pem'").unwrap();
+        let (rest, settings) =
+            split(r"host=/run user=me password='it\'s' sslmode=require sslrootcert = '/a b.pem'").unwrap();
         assert_eq!(rest, r"host='/run' user='me' password='it\'s' ");
         assert_eq!((settings.mode, settings.verify), (SslMode::Require, Verify::Chain));
         assert_eq!(settings.root, Some("/a b.pem".into()));

@@ -33,7 +33,8 @@ async fn connections_are_as_secure_as_was_asked_for() {
     let (ours, other) = (authority("ours"), authority("other"));
     let files = tempfile::tempdir().unwrap();
     let (client_cert, client_key) = leaf(&ours, "coxswain", "client.test");
-    for (name, text) in [("ours.pem", ours.pem()), ("other.pem", other.pem()), ("c.pem", client_cert), ("c.key", client_key)]
+    for (name, text) in
+        [("ours.pem", ours.pem()), ("other.pem", other.pem()), ("c.pem", client_cert), ("c.key", client_key)]
     {
         write(&files.path().join(name), &text);
     }
