@@ -7,6 +7,7 @@ use crate::front::NO_SNIFF;
 use crate::registry::options::Query;
 use crate::respond::{Answer, page_not_found, text};
 use coxswain_storage::Storage;
+use coxswain_storage::encryption::Encryption;
 use http::StatusCode;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -52,8 +53,14 @@ const HOOKS: [&str; 31] = [
 /// Listed among the hooks, but not named as one.
 const AUTOREGISTER: &str = "autoregister-completion";
 
+/// All key services together.
+const KMS: &str = "kms-providers";
+/// Only where the configuration of encryption is followed.
+const RELOAD: &str = "start-encryption-provider-config-automatic-reload";
+
 pub struct Health {
     storage: Arc<dyn Storage>,
+    encryption: Option<Arc<Encryption>>,
     /// For `etcd` and for `etcd-readiness`.
     timeouts: [Duration; 2],
     /// Hooks that have not finished.
@@ -69,11 +76,23 @@ impl Health {
         shutdown: tokio::sync::watch::Receiver<bool>,
     ) -> Self {
         let timeouts = [STORAGE_TIMEOUT; 2];
-        Self { storage, timeouts, pending: parking_lot::Mutex::new(pending.iter().copied().collect()), shutdown }
+        Self {
+            storage,
+            encryption: None,
+            timeouts,
+            pending: parking_lot::Mutex::new(pending.iter().copied().collect()),
+            shutdown,
+        }
     }
 
     pub fn with_timeouts(mut self, health: Duration, ready: Duration) -> Self {
         self.timeouts = [health, ready];
+        self
+    }
+
+    /// Key services have a check of their own, which is no reason to restart the server and so not in `/livez`.
+    pub fn with_encryption(mut self, encryption: Option<Arc<Encryption>>) -> Self {
+        self.encryption = encryption;
         self
     }
 
@@ -82,20 +101,34 @@ impl Health {
     }
 
     /// Every check of an endpoint, with its full name.
-    fn checks(endpoint: &str) -> Vec<String> {
+    fn checks(&self, endpoint: &str) -> Vec<String> {
         let mut names: Vec<String> = ["ping", "log"].map(String::from).into();
         if endpoint != "readyz" {
             names.push("loopback-serving-certificate".into());
         }
         names.push("etcd".into());
         if endpoint == "readyz" {
-            names.extend(["etcd-readiness", "informer-sync"].map(String::from));
+            names.push("etcd-readiness".into());
+        }
+        if endpoint != "livez" && self.encryption.as_ref().is_some_and(|e| e.has_health_check()) {
+            names.push(KMS.into());
+        }
+        if endpoint == "readyz" {
+            names.push("informer-sync".into());
+        }
+        if self.encryption.as_ref().is_some_and(|e| e.reloads()) {
+            names.push(format!("poststarthook/{RELOAD}"));
         }
         names.extend(HOOKS.iter().map(|h| if *h == AUTOREGISTER { (*h).into() } else { format!("poststarthook/{h}") }));
         if endpoint == "readyz" {
             names.push("shutdown".into());
         }
         names
+    }
+
+    /// What is counted about the store.
+    pub async fn storage_metrics(&self, resources: &crate::resources::Resources) -> String {
+        crate::store::metrics::render(&*self.storage, resources).await
     }
 
     /// Whether the store answers.
@@ -114,6 +147,10 @@ impl Health {
                     Err(_) => Err("error getting data from etcd: context deadline exceeded".into()),
                 }
             }
+            KMS => match &self.encryption {
+                Some(encryption) => encryption.check().await,
+                None => Ok(()),
+            },
             "shutdown" if *self.shutdown.borrow() => Err("process is shutting down".into()),
             _ => match name.strip_prefix("poststarthook/") {
                 Some(hook) if self.pending.lock().contains(hook) => Err("not finished".into()),
@@ -130,7 +167,7 @@ impl Health {
     }
 
     async fn one(&self, endpoint: &str, name: &str) -> Answer {
-        if !Self::checks(endpoint).iter().any(|n| n == name) {
+        if !self.checks(endpoint).iter().any(|n| n == name) {
             return page_not_found();
         }
         match self.check(name).await {
@@ -144,7 +181,7 @@ impl Health {
         let mut excluded: Vec<&str> = query.all("exclude").into_iter().filter(|e| !e.is_empty()).collect();
         let mut out = String::new();
         let mut failed = Vec::new();
-        for name in Self::checks(endpoint) {
+        for name in self.checks(endpoint) {
             let before = excluded.len();
             excluded.retain(|e| *e != name);
             let _ = if excluded.len() < before {
@@ -180,7 +217,7 @@ impl Health {
             "# HELP {name} [STABLE] This metric records the result of all healthchecks.\n# TYPE {name} gauge\n"
         );
         for endpoint in ["healthz", "livez", "readyz"] {
-            for check in Self::checks(endpoint) {
+            for check in self.checks(endpoint) {
                 let value = i32::from(self.check(&check).await.is_ok());
                 let _ = writeln!(out, "{name}{{name=\"{check}\",type=\"{endpoint}\"}} {value}");
             }
@@ -189,11 +226,11 @@ impl Health {
     }
 
     /// The paths of all checks, for the root document.
-    pub fn paths() -> Vec<String> {
+    pub fn paths(&self) -> Vec<String> {
         let mut paths = Vec::new();
         for endpoint in ["healthz", "livez", "readyz"] {
             paths.push(format!("/{endpoint}"));
-            paths.extend(Self::checks(endpoint).into_iter().map(|c| format!("/{endpoint}/{c}")));
+            paths.extend(self.checks(endpoint).into_iter().map(|c| format!("/{endpoint}/{c}")));
         }
         paths
     }

@@ -132,7 +132,8 @@ impl Server {
             impersonation: Default::default(),
             discovery: Default::default(),
             health: Health::new(storage, &bootstrap::HOOKS, shutdown.clone())
-                .with_timeouts(config.storage_health_timeout, config.storage_ready_timeout),
+                .with_timeouts(config.storage_health_timeout, config.storage_ready_timeout)
+                .with_encryption(config.layout.encryption.clone()),
             metrics: Default::default(),
             flow: Flow::new(config.in_flight_max),
             dialer: Dialer::new(&config.kubelet).map_err(StartError::Other)?,

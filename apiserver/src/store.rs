@@ -7,6 +7,7 @@
 //! says. Reads come from the [`Cache`] once it has reached the store's revision.
 
 pub mod layout;
+pub mod metrics;
 pub mod object;
 pub mod value;
 
@@ -98,7 +99,8 @@ impl Store {
             };
         }
         // The cache is a moment behind: one key is read faster from the store than the cache catches up.
-        let (entry, _) = self.storage.get(&key, None).await.map_err(storage_status)?;
+        let read = self.storage.get(&key, None);
+        let (entry, _) = self.counted("get", read).await.map_err(storage_status)?;
         match entry {
             Some(entry) => self.object_of(entry).await.map(Some),
             None => Ok(None),
@@ -136,7 +138,7 @@ impl Store {
     /// Commits the end of `old`; returns its last state at the revision of the deletion.
     pub async fn delete(&self, old: &Arc<Object>) -> Result<Arc<Object>, CommitError> {
         let write = Write { key: old.key.clone(), expect: Expect::At(old.revision), op: Op::Delete };
-        match self.storage.commit(vec![write]).await {
+        match self.counted("delete", self.storage.commit(vec![write])).await {
             Ok(revision) => Ok(Arc::new(old.at(revision))),
             Err(error) => Err(self.commit_error(error).await),
         }
@@ -152,7 +154,8 @@ impl Store {
         let json = object::stored_bytes(object, &self.hub.schema);
         let value = self.values.seal(&key, object, &json).await.map_err(CommitError::Refused)?;
         let write = Write { key: key.clone(), expect, op: Op::Put { value, ttl } };
-        let revision = match self.storage.commit(vec![write]).await {
+        let operation = if expect == Expect::Absent { "create" } else { "update" };
+        let revision = match self.counted(operation, self.storage.commit(vec![write])).await {
             Ok(revision) => revision,
             Err(error) => return Err(self.commit_error(error).await),
         };
@@ -199,6 +202,14 @@ impl Store {
             },
             other => CommitError::Refused(storage_status(other)),
         }
+    }
+
+    async fn counted<T>(
+        &self,
+        operation: &str,
+        request: impl Future<Output = coxswain_storage::Result<T>>,
+    ) -> coxswain_storage::Result<T> {
+        metrics::counted(operation, &self.hub.group_version.group, &self.hub.plural, request).await
     }
 
     /// Waits until the watch cache has seen everything acknowledged before now; the revision then reached.

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 pub use connection::Access;
 use connection::Calls;
+pub(crate) use connection::never_sent;
 use futures::stream::BoxStream;
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -2,7 +2,6 @@
 
 use super::{Front, Incoming};
 use crate::discovery::{self, Aggregated};
-use crate::health::Health;
 use crate::negotiate::{self, Media};
 use crate::respond::{self, Answer, Body, answer, json_line, page_not_found, pretty_line, refusal};
 use coxswain_api::{Status, Value, json};
@@ -34,7 +33,9 @@ impl Front {
             }
             ["metrics"] => {
                 let content_type = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
-                answer(StatusCode::OK, content_type, self.metrics.render(&self.resources))
+                let mut text = self.metrics.render(&self.resources);
+                text.push_str(&self.health.storage_metrics(&self.resources).await);
+                answer(StatusCode::OK, content_type, text)
             }
             ["api"] => self.discover(&incoming, true, || Some(discovery::api_versions(&self.public_address))),
             ["apis"] => self.discover(&incoming, false, || Some(discovery::group_list(&self.resources))),
@@ -73,7 +74,7 @@ impl Front {
 
     fn paths(&self) -> Vec<String> {
         let mut paths = discovery::paths(&self.resources);
-        paths.extend(Health::paths());
+        paths.extend(self.health.paths());
         let others = ["/metrics", "/metrics/slis", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/version"];
         paths.extend(others.map(String::from));
         if self.issuer().is_some() {

@@ -2,7 +2,7 @@
 //! `SpecialDefaultResourcePrefixes` and the storage configurations of the extension and aggregation APIs).
 
 use coxswain_api::codec::Format;
-use coxswain_storage::encryption::Transformers;
+use coxswain_storage::encryption::Encryption;
 use std::sync::Arc;
 
 /// One for the whole server, made of its flags.
@@ -13,7 +13,7 @@ pub struct Layout {
     /// The encoding of built-in kinds (`--storage-media-type`).
     pub format: Format,
     /// Encryption at rest (`--encryption-provider-config`).
-    pub encryption: Option<Arc<dyn Transformers>>,
+    pub encryption: Option<Arc<Encryption>>,
 }
 
 impl Default for Layout {

@@ -12,6 +12,7 @@ use coxswain_apiserver::server::{Config, Server};
 use coxswain_apiserver::store::Layout;
 use coxswain_storage::Storage;
 use coxswain_storage::embedded::{self, Embedded};
+use coxswain_storage::encryption::Encryption;
 use coxswain_storage::etcd::{self, Etcd};
 use coxswain_storage::postgres::{self, Postgres};
 use std::net::{IpAddr, SocketAddr};
@@ -32,7 +33,7 @@ pub async fn run(flags: &Flags) -> Result<()> {
     let mut config = config(flags, advertise, port)?;
     let tls = serving_certificate(flags, advertise)?;
     let backend = backend(flags)?;
-    config.layout = layout(flags, backend)?;
+    config.layout = layout(flags, backend).await?;
     let storage = open(flags, backend, &config.layout).await?;
     flags.warn_without_meaning();
     let address = SocketAddr::new(bind, port);
@@ -192,7 +193,7 @@ fn backend(flags: &Flags) -> Result<Backend> {
     })
 }
 
-fn layout(flags: &Flags, backend: Backend) -> Result<Layout> {
+async fn layout(flags: &Flags, backend: Backend) -> Result<Layout> {
     // Etcd may be shared with or handed to upstream's server; the others keep what is served fastest.
     let asked = match (backend, flags.is_set("storage-media-type")) {
         (Backend::Etcd, _) | (_, true) => flags.get("storage-media-type"),
@@ -205,7 +206,19 @@ fn layout(flags: &Flags, backend: Backend) -> Result<Layout> {
             "--storage-media-type {asked:?} invalid, allowed values: application/json, application/vnd.kubernetes.protobuf, application/yaml"
         )
     };
-    Ok(Layout::new(&flags.get("etcd-prefix").unwrap_or_default(), format))
+    let mut layout = Layout::new(&flags.get("etcd-prefix").unwrap_or_default(), format);
+    let reload = flags.bool("encryption-provider-config-automatic-reload")?;
+    match flags.path("encryption-provider-config") {
+        Some(path) => {
+            let identity = nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            layout.encryption = Some(Arc::new(Encryption::load(&path, reload, &identity).await?));
+        }
+        None if reload => {
+            bail!("--encryption-provider-config-automatic-reload must be set with --encryption-provider-config")
+        }
+        None => {}
+    }
+    Ok(layout)
 }
 
 async fn open(flags: &Flags, backend: Backend, layout: &Layout) -> Result<Arc<dyn Storage>> {

@@ -292,7 +292,7 @@ fn wants_token(status: &Status) -> bool {
 }
 
 /// Whether there was no connection to send the call on.
-fn never_sent(status: &Status) -> bool {
+pub(crate) fn never_sent(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if error.is::<tonic::ConnectError>() {
