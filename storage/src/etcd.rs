@@ -60,6 +60,8 @@ pub struct Etcd {
     calls: Calls,
     options: Options,
     leases: tokio::sync::Mutex<HashMap<i64, Lease>>,
+    /// Whether etcd can be asked how far a watch has come.
+    tells_progress: bool,
     /// Counted up to have all readers of changes ask how far they have seen.
     progress: tokio::sync::watch::Sender<u64>,
     compactor: tokio::task::JoinHandle<()>,
@@ -77,9 +79,15 @@ impl Etcd {
     pub async fn open(endpoints: &[String], options: Options) -> Result<Etcd> {
         let calls = Calls::new(endpoints, &options.access, &options.root)?;
         calls.revision("open").await?;
+        let tells_progress = calls.tells_progress().await;
+        if !tells_progress {
+            tracing::info!(
+                "etcd is older than 3.4.31 or 3.5.13: the progress of watches is found out by writing marks"
+            );
+        }
         let compactor = tokio::spawn(compact_now_and_then(calls.clone(), options.keep_history));
         let (progress, _) = tokio::sync::watch::channel(0);
-        Ok(Etcd { calls, options, leases: Default::default(), progress, compactor })
+        Ok(Etcd { calls, options, leases: Default::default(), tells_progress, progress, compactor })
     }
 
     async fn lease(&self, ttl: Duration) -> Result<i64> {
@@ -195,7 +203,7 @@ impl Storage for Etcd {
 
     async fn get(&self, key: &str, at: Option<Revision>) -> Result<(Option<Entry>, Revision)> {
         let key = Bytes::copy_from_slice(key.as_bytes());
-        let request = RangeRequest { key, revision: at.map_or(0, |at| at.0 as i64), ..Default::default() };
+        let request = RangeRequest { key, revision: at.map_or(0, at_least_1), ..Default::default() };
         let response = self.calls.range("get", request).await?;
         Ok((response.kvs.first().map(entry).transpose()?, revision(&response.header)))
     }
@@ -203,7 +211,11 @@ impl Storage for Etcd {
     async fn list(&self, prefix: &str, options: ListOptions) -> Result<Page> {
         let mut from: Arc<str> = options.from.filter(|from| **from > *prefix).unwrap_or_else(|| prefix.into());
         let (first, end) = range_of(prefix);
-        let mut page = Page { entries: Vec::new(), revision: options.at.unwrap_or_default(), next: None };
+        let mut page = Page {
+            entries: Vec::new(),
+            revision: options.at.map_or(Revision(0), |at| Revision(at_least_1(at) as u64)),
+            next: None,
+        };
         loop {
             let left = options.limit.map(|limit| (limit.max(1) - page.entries.len()) as i64);
             let key = if from.is_empty() { first.clone() } else { Bytes::copy_from_slice(from.as_bytes()) };
@@ -236,8 +248,8 @@ impl Storage for Etcd {
     }
 
     async fn changes(&self, prefix: &str, after: Revision) -> Result<BoxStream<'static, Result<Changes>>> {
-        self.calls.probe("changes", after.0.max(1) as i64).await?;
-        watch::changes(self.calls.clone(), prefix, after, self.progress.subscribe()).await
+        self.calls.probe("changes", at_least_1(after)).await?;
+        watch::changes(self.calls.clone(), prefix, after, self.tells_progress, self.progress.subscribe()).await
     }
 
     async fn request_progress(&self) -> Result<()> {
@@ -268,6 +280,11 @@ fn range_of(prefix: &str) -> (Bytes, Bytes) {
         }
     }
     (Bytes::from_static(b"\0"), Bytes::from_static(b"\0"))
+}
+
+/// Etcd is at revision 1 when nothing was written yet, and takes 0 for the present.
+fn at_least_1(at: Revision) -> i64 {
+    at.0.max(1) as i64
 }
 
 fn ranges(response: &TxnResponse) -> impl Iterator<Item = &RangeResponse> {

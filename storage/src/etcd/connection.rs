@@ -75,6 +75,8 @@ struct Inner {
     token: parking_lot::RwLock<Option<MetadataValue<tonic::metadata::Ascii>>>,
     /// A key that every user of this etcd may read, though nothing is there.
     probe: Bytes,
+    mark: Bytes,
+    root: Box<str>,
 }
 
 impl Calls {
@@ -103,8 +105,15 @@ impl Calls {
         if channels.is_empty() {
             return Err(unavailable("open", "no endpoint of etcd is given"));
         }
-        let probe = format!("{}health", root).into();
-        let inner = Inner { endpoints: channels, current: AtomicUsize::new(0), user, token: Default::default(), probe };
+        let inner = Inner {
+            endpoints: channels,
+            current: AtomicUsize::new(0),
+            user,
+            token: Default::default(),
+            probe: format!("{root}health").into(),
+            mark: format!("{root}coxswain/progress").into(),
+            root: root.into(),
+        };
         Ok(Calls(Arc::new(inner)))
     }
 
@@ -148,10 +157,11 @@ impl Calls {
                 continue;
             }
             let unsent = never_sent(&status);
-            if unsent || status.code() == Code::Unavailable {
+            let lost = unsent || status.code() == Code::Unavailable || broke(&status);
+            if lost {
                 self.leave(endpoint);
             }
-            let again = unsent || (reads && status.code() == Code::Unavailable);
+            let again = unsent || (reads && lost);
             if !again || begin.elapsed() > RETRY_TIME {
                 return Err(failed(operation, status));
             }
@@ -259,6 +269,35 @@ impl Calls {
         }
     }
 
+    /// Whether all members that answer tell how far a watch has come only when that is true. Those before 3.4.31 and 3.5.13
+    /// may tell it of a watch that has not caught up, and before events that came earlier.
+    pub(super) async fn tells_progress(&self) -> bool {
+        let mut good = true;
+        for endpoint in 0..self.0.endpoints.len() {
+            let asked = self.once(endpoint, "/etcdserverpb.Maintenance/Status", StatusRequest {});
+            match tokio::time::timeout(CONNECT_TIMEOUT, asked).await {
+                Ok(Ok(StatusResponse { version, .. })) => good &= is_good_version(&version),
+                // One that is away now may be of any version.
+                _ => good &= self.0.endpoints.len() > 1,
+            }
+        }
+        good
+    }
+
+    /// Writes the mark that readers of changes see in its order among all others.
+    pub(super) async fn mark(&self) -> Result<()> {
+        let put = PutRequest { key: self.0.mark.clone(), value: Bytes::new(), lease: 0 };
+        self.call::<_, PutResponse>("changes", "/etcdserverpb.KV/Put", put).await.map(drop)
+    }
+
+    pub(super) fn mark_key(&self) -> &Bytes {
+        &self.0.mark
+    }
+
+    pub(super) fn root(&self) -> &str {
+        &self.0.root
+    }
+
     /// The bytes that etcd's file takes on the disk of the member that answers.
     pub(super) async fn size(&self) -> Result<u64> {
         let answer: StatusResponse = self.call("status", "/etcdserverpb.Maintenance/Status", StatusRequest {}).await?;
@@ -282,6 +321,16 @@ fn without_user(url: &str) -> (String, Option<(String, String)>) {
     }
 }
 
+fn is_good_version(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    match (next(), next(), next()) {
+        (3, 4, patch) => patch >= 31,
+        (3, 5, patch) => patch >= 13,
+        (major, minor, _) => (major, minor) > (3, 5),
+    }
+}
+
 fn wants_token(status: &Status) -> bool {
     let message = status.message();
     // Etcd answers a missing token with InvalidArgument, an old one with Unauthenticated or, in 3.4, with Unknown.
@@ -293,9 +342,18 @@ fn wants_token(status: &Status) -> bool {
 
 /// Whether there was no connection to send the call on.
 pub(crate) fn never_sent(status: &Status) -> bool {
+    has_source::<tonic::ConnectError>(status)
+}
+
+/// Whether the connection broke under the call.
+fn broke(status: &Status) -> bool {
+    has_source::<tonic::transport::Error>(status)
+}
+
+fn has_source<E: std::error::Error + 'static>(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
+        if error.is::<E>() {
             return true;
         }
         source = error.source();
@@ -311,4 +369,30 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_told_apart() {
+        for (version, good) in [
+            ("3.4.23", false),
+            ("3.4.31", true),
+            ("3.5.12", false),
+            ("3.5.13", true),
+            ("3.6.0-rc.1", true),
+            ("", false),
+        ] {
+            assert_eq!(is_good_version(version), good, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_user_in_the_url_is_taken_out_of_it() {
+        let user = |n: &str, p: &str| Some((n.to_owned(), p.to_owned()));
+        assert_eq!(without_user("https://a:b@c:1"), ("https://c:1".to_owned(), user("a", "b")));
+        assert_eq!(without_user("http://c:1"), ("http://c:1".to_owned(), None));
+    }
 }

@@ -51,6 +51,9 @@ pub async fn oldest(calls: &Calls) -> Result<Revision> {
 struct Reader {
     calls: Calls,
     prefix: String,
+    /// What is watched: the prefix, or more, so that marks are seen.
+    watched: String,
+    tells_progress: bool,
     watch: Option<Watch>,
     progress: watch::Receiver<u64>,
     seen: Revision,
@@ -62,12 +65,22 @@ pub async fn changes(
     calls: Calls,
     prefix: &str,
     after: Revision,
+    tells_progress: bool,
     progress: watch::Receiver<u64>,
 ) -> Result<BoxStream<'static, Result<Changes>>> {
-    let watch = Some(calls.watch(prefix, Revision(after.0 + 1)).await?);
+    let watched = match calls.root() {
+        _ if tells_progress => prefix,
+        root if root.starts_with(prefix) => prefix,
+        root if prefix.starts_with(root) => root,
+        _ => "",
+    };
+    let watched = watched.to_owned();
+    let watch = Some(calls.watch(&watched, Revision(after.0 + 1)).await?);
     let reader = Reader {
         calls,
         prefix: prefix.to_owned(),
+        watched,
+        tells_progress,
         watch,
         progress,
         seen: after,
@@ -100,10 +113,21 @@ impl Reader {
         self.ready.pop_front().map(Ok)
     }
 
+    /// Has etcd tell how far the watch has come, or sees to it that it is told with the next mark.
+    async fn ask(&mut self) -> Result<()> {
+        if !self.tells_progress {
+            let behind = self.calls.revision("changes").await? > self.seen;
+            return if behind { self.calls.mark().await } else { Ok(()) };
+        }
+        let Some(watch) = &self.watch else { return Ok(()) };
+        let request = WatchRequest { action: Some(WatchAction::Progress(WatchProgressRequest {})) };
+        watch.requests.send(request).await.map_err(|_| unavailable("changes", "the stream was closed"))
+    }
+
     async fn step(&mut self) -> Result<()> {
         let watch = match &mut self.watch {
             Some(watch) => watch,
-            None => self.watch.insert(self.calls.watch(&self.prefix, Revision(self.seen.0 + 1)).await?),
+            None => self.watch.insert(self.calls.watch(&self.watched, Revision(self.seen.0 + 1)).await?),
         };
         let response = tokio::select! {
             response = watch.responses.message() => match response {
@@ -113,8 +137,8 @@ impl Reader {
                     return Err(failed("changes", status));
                 }
             },
-            _ = tokio::time::sleep(PROGRESS_PAUSE) => return ask(watch).await,
-            Ok(()) = self.progress.changed() => return ask(watch).await,
+            _ = tokio::time::sleep(PROGRESS_PAUSE) => return self.ask().await,
+            Ok(()) = self.progress.changed() => return self.ask().await,
         };
         let Some(response) = response else { return Err(unavailable("changes", "etcd ended the stream")) };
         if response.compact_revision > 0 {
@@ -129,7 +153,7 @@ impl Reader {
         }
         if response.events.is_empty() {
             let reached = revision(&response.header);
-            if reached > self.seen {
+            if self.tells_progress && reached > self.seen {
                 self.seen = reached;
                 self.ready.push_back(Changes { revision: reached, changes: Vec::new() });
             }
@@ -137,6 +161,15 @@ impl Reader {
         }
         for event in response.events {
             let change = change(event)?;
+            // A mark, or what is watched for their sake alone, only says how far we are.
+            let counts = change.key.starts_with(&self.prefix) && change.key.as_bytes() != self.calls.mark_key();
+            if !counts {
+                match self.ready.back_mut().filter(|c| c.changes.is_empty() || c.revision == change.revision) {
+                    Some(last) => last.revision = change.revision,
+                    None => self.ready.push_back(Changes { revision: change.revision, changes: Vec::new() }),
+                }
+                continue;
+            }
             // A response may hold several commits, but never a part of one.
             match self.ready.back_mut().filter(|c| c.revision == change.revision) {
                 Some(commit) => commit.changes.push(change),
@@ -146,11 +179,6 @@ impl Reader {
         self.seen = self.ready.back().map_or(self.seen, |c| c.revision);
         Ok(())
     }
-}
-
-async fn ask(watch: &Watch) -> Result<()> {
-    let request = WatchRequest { action: Some(WatchAction::Progress(WatchProgressRequest {})) };
-    watch.requests.send(request).await.map_err(|_| unavailable("changes", "the stream was closed"))
 }
 
 fn change(event: Event) -> Result<Change> {

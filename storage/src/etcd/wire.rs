@@ -58,6 +58,12 @@ pub struct PutRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct PutResponse {
+    #[prost(message, optional, tag = "1")]
+    pub header: Option<Header>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct DeleteRangeRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
@@ -156,6 +162,8 @@ pub struct StatusRequest {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct StatusResponse {
+    #[prost(string, tag = "2")]
+    pub version: String,
     #[prost(int64, tag = "3")]
     pub db_size: i64,
 }
