@@ -21,6 +21,30 @@ use crate::events::EventRecorder;
 /// A candidate retries after up to this many times its retry period more.
 const RETRY_JITTER: f64 = 1.2;
 
+/// How a component elects its leader, the counterpart of `LeaderElectionConfiguration`.
+#[derive(Clone, Debug)]
+pub struct LeaderElection {
+    pub namespace: String,
+    /// The lease's name, which is by custom the component's.
+    pub name: String,
+    pub lease_duration: Duration,
+    pub renew_deadline: Duration,
+    pub retry_period: Duration,
+}
+
+impl LeaderElection {
+    /// In `kube-system`, with upstream's times: 15 s, 10 s and 2 s.
+    pub fn named(name: &str) -> Self {
+        Self {
+            namespace: "kube-system".to_owned(),
+            name: name.to_owned(),
+            lease_duration: Duration::from_secs(15),
+            renew_deadline: Duration::from_secs(10),
+            retry_period: Duration::from_secs(2),
+        }
+    }
+}
+
 #[derive(Clone)]
 pub struct LeaderElector {
     pub client: Client,
@@ -41,16 +65,15 @@ struct Observed {
 }
 
 impl LeaderElector {
-    /// With upstream's times: 15 s, 10 s and 2 s.
-    pub fn new(client: Client, namespace: &str, name: &str, identity: String) -> Self {
+    pub fn new(client: Client, election: &LeaderElection, identity: String) -> Self {
         Self {
             client,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            namespace: election.namespace.clone(),
+            name: election.name.clone(),
             identity,
-            lease_duration: Duration::from_secs(15),
-            renew_deadline: Duration::from_secs(10),
-            retry_period: Duration::from_secs(2),
+            lease_duration: election.lease_duration,
+            renew_deadline: election.renew_deadline,
+            retry_period: election.retry_period,
             recorder: None,
         }
     }
@@ -257,7 +280,7 @@ mod tests {
         let client = server();
         let led = Arc::new(Mutex::new(Vec::new()));
         let lead = |name: &'static str, shutdown: CancellationToken| {
-            let elector = LeaderElector::new(client.clone(), "kube-system", "test", name.to_owned());
+            let elector = LeaderElector::new(client.clone(), &LeaderElection::named("test"), name.to_owned());
             let led = led.clone();
             tokio::spawn(async move {
                 elector

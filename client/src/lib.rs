@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod connect;
+pub mod drive;
 pub mod errors;
 pub mod events;
 pub mod expectations;

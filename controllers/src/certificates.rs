@@ -14,7 +14,7 @@ use k8s_openapi::api::certificates::v1::{
 };
 
 use crate::Context;
-use crate::common::drive::{drive, every, feed};
+use coxswain_client::drive::{drive, every, feed};
 use crate::common::{owners, time};
 
 mod signer;

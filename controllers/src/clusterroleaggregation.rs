@@ -9,7 +9,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use serde_json::json;
 
 use crate::Context;
-use crate::common::drive::{drive, feed};
+use coxswain_client::drive::{drive, feed};
 use crate::common::{owners, selector};
 
 type State = (Client, Store<ClusterRole>);

@@ -2,7 +2,6 @@
 
 pub mod claim;
 pub mod discovery;
-pub mod drive;
 pub mod hash;
 pub mod history;
 pub mod int_or_percent;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use coxswain_client::leader::LeaderElection;
+
 use crate::Error;
 use crate::table::{self, Controller};
 
@@ -46,27 +48,6 @@ pub struct HorizontalPodAutoscaling {
     pub tolerance: f64,
     pub cpu_initialization_period: Duration,
     pub initial_readiness_delay: Duration,
-}
-
-#[derive(Clone, Debug)]
-pub struct LeaderElection {
-    pub namespace: String,
-    pub name: String,
-    pub lease_duration: Duration,
-    pub renew_deadline: Duration,
-    pub retry_period: Duration,
-}
-
-impl Default for LeaderElection {
-    fn default() -> Self {
-        Self {
-            namespace: "kube-system".to_owned(),
-            name: "kube-controller-manager".to_owned(),
-            lease_duration: Duration::from_secs(15),
-            renew_deadline: Duration::from_secs(10),
-            retry_period: Duration::from_secs(2),
-        }
-    }
 }
 
 impl Default for Config {

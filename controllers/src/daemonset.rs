@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use parking_lot::Mutex;
 
 use crate::Context;
-use crate::common::drive::{drive, feed};
+use coxswain_client::drive::{drive, feed};
 use crate::common::slim::{self, SlimPod};
 use crate::common::{claim, hash, history, nodes, owners, pod_control, pods, selector};
 

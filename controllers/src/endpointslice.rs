@@ -12,7 +12,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
 
 use crate::Context;
-use crate::common::drive::{drive, feed};
+use coxswain_client::drive::{drive, feed};
 use crate::common::slim::SlimPod;
 use crate::common::{owners, pod_control, selector};
 

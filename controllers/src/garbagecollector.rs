@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::Context;
 use crate::common::discovery::{self, Resource};
-use crate::common::drive::every;
+use coxswain_client::drive::every;
 use crate::common::owners;
 
 mod graph;

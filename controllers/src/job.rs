@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::Context;
-use crate::common::drive::{drive, feed};
+use coxswain_client::drive::{drive, feed};
 use crate::common::slim::{self, SlimPod};
 use crate::common::{claim, owners, pod_control, pods, time};
 

@@ -39,7 +39,7 @@ mod ttl;
 mod ttlafterfinished;
 mod volume;
 
-pub use config::{Config, LeaderElection};
+pub use config::Config;
 pub use context::Context;
 
 /// Makes the client under which the named controller acts, such as that of its service account in `kube-system`.
@@ -67,11 +67,7 @@ pub async fn run(
         run_controllers(config, client, identities, shutdown).await;
         return Ok(());
     };
-    let mut elector =
-        LeaderElector::new(client.clone(), &election.namespace, &election.name, LeaderElector::identity());
-    elector.lease_duration = election.lease_duration;
-    elector.renew_deadline = election.renew_deadline;
-    elector.retry_period = election.retry_period;
+    let elector = LeaderElector::new(client.clone(), &election, LeaderElector::identity());
     let ended = elector.run(shutdown, move |leading| run_controllers(config, client, identities, leading)).await;
     if ended { Ok(()) } else { Err(Error::LeadershipLost) }
 }

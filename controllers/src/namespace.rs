@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use crate::Context;
 use crate::common::discovery::{self, Resource};
-use crate::common::drive::{drive, feed};
+use coxswain_client::drive::{drive, feed};
 use crate::common::{owners, time};
 
 const WORKERS: usize = 10;

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::Context;
-use crate::common::drive::{drive, feed};
+use coxswain_client::drive::{drive, feed};
 use crate::common::owners;
 
 const WORKERS: usize = 4;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::Context;
-use crate::common::drive::every;
+use coxswain_client::drive::every;
 use crate::common::slim::SlimPod;
 use crate::common::{nodes, owners, pods, time};
 

@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 
 use crate::Context;
 use crate::common::discovery::Resource;
-use crate::common::drive::{drive, every, feed};
+use coxswain_client::drive::{drive, every, feed};
 use crate::common::slim::SlimPod;
 use crate::common::{owners, pods};
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 
 use crate::Context;
-use crate::common::drive::{drive, feed};
+use coxswain_client::drive::{drive, feed};
 use crate::common::{owners, time};
 use crate::job::conditions;
 

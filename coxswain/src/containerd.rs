@@ -153,30 +153,39 @@ impl Containerd {
 
     /// Imports an image archive (OCI layout or `docker save`) for pods to use.
     pub async fn import(&self, archive: &Path) -> Result<()> {
-        let ctr = find_binary("ctr").context("ctr, which comes with containerd, is not installed")?;
-        let output = tokio::process::Command::new(ctr)
-            .args(["--address".as_ref(), self.socket().as_os_str()])
-            .args(["--namespace", "k8s.io", "images", "import", "--local"])
-            .arg(archive)
-            .stdin(Stdio::null())
-            .output()
-            .await?;
-        if output.status.success() {
-            return Ok(());
-        }
+        let archive_text = archive.to_string_lossy();
         // Older versions have no --local.
+        if self.ctr_images(&["import", "--local", &archive_text]).await.is_err() {
+            self.ctr_images(&["import", &archive_text])
+                .await
+                .with_context(|| format!("importing {}", archive.display()))?;
+        }
+        self.name_by_digest().await
+    }
+
+    /// Gives every imported image the name `repository@digest` as well, as pulling it would have done: a pod's status
+    /// names its images by digest, and a pod may ask for one so.
+    async fn name_by_digest(&self) -> Result<()> {
+        let listed = self.ctr_images(&["list"]).await?;
+        for (reference, name) in digest_names(&listed) {
+            self.ctr_images(&["tag", "--force", &reference, &name]).await?;
+        }
+        Ok(())
+    }
+
+    async fn ctr_images(&self, args: &[&str]) -> Result<String> {
         let ctr = find_binary("ctr").context("ctr, which comes with containerd, is not installed")?;
         let output = tokio::process::Command::new(ctr)
             .args(["--address".as_ref(), self.socket().as_os_str()])
-            .args(["--namespace", "k8s.io", "images", "import"])
-            .arg(archive)
+            .args(["--namespace", "k8s.io", "images"])
+            .args(args)
             .stdin(Stdio::null())
             .output()
             .await?;
         if !output.status.success() {
-            bail!("importing {}: {}", archive.display(), String::from_utf8_lossy(&output.stderr).trim());
+            bail!("ctr images {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn config(&self, version: &Version) -> String {
@@ -256,6 +265,31 @@ fn has_sys_resource() -> bool {
     line.and_then(|v| u64::from_str_radix(v.trim(), 16).ok()).is_none_or(|caps| caps & CAP_SYS_RESOURCE != 0)
 }
 
+/// From what `ctr images list` prints: the tagged images that have no name by digest yet, and that name.
+fn digest_names(listed: &str) -> Vec<(String, String)> {
+    let rows: Vec<(&str, &str)> = listed
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut columns = line.split_whitespace();
+            let (reference, _kind, digest) = (columns.next()?, columns.next()?, columns.next()?);
+            digest.starts_with("sha256:").then_some((reference, digest))
+        })
+        .collect();
+    let mut names = Vec::new();
+    for (reference, digest) in &rows {
+        let Some((repository, tag)) = reference.rsplit_once(':') else { continue };
+        if tag.contains('/') || repository.contains('@') || reference.starts_with("sha256:") {
+            continue;
+        }
+        let name = format!("{repository}@{digest}");
+        if !rows.iter().any(|(reference, _)| *reference == name) && !names.iter().any(|(_, n)| *n == name) {
+            names.push(((*reference).to_owned(), name));
+        }
+    }
+    names
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,5 +306,15 @@ mod tests {
     fn the_socket_path_fits_whatever_the_data_directory() {
         let long = PathBuf::from("/x".repeat(200));
         assert!(Containerd::new(&long).socket().as_os_str().len() < 100);
+    }
+
+    #[test]
+    fn imported_images_get_a_name_by_digest_once() {
+        let listed = "REF TYPE DIGEST SIZE PLATFORMS LABELS\n\
+            r.io/a:1 t sha256:aa 1 KiB linux/amd64 -\n\
+            r.io/b:1 t sha256:bb 1 KiB linux/amd64 -\n\
+            r.io/b@sha256:bb t sha256:bb 1 KiB linux/amd64 -\n\
+            sha256:cc t sha256:dd 1 KiB linux/amd64 -\n";
+        assert_eq!(digest_names(listed), [("r.io/a:1".to_owned(), "r.io/a@sha256:aa".to_owned())]);
     }
 }

@@ -18,12 +18,13 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("client", &["api"][..]),
         ("scheduler", COMPONENT),
         ("controllers", COMPONENT),
+        ("cloud", COMPONENT),
         ("kubelet", COMPONENT),
         ("proxy", COMPONENT),
         ("conformance", &["client"][..]),
         ("bench", &["client", "storage"][..]),
         ("testapp", &[][..]),
-        ("coxswain", &["api", "storage", "apiserver", "client", "scheduler", "controllers", "kubelet", "proxy"][..]),
+        ("coxswain", &["api", "storage", "apiserver", "client", "scheduler", "controllers", "cloud", "kubelet", "proxy"][..]),
     ])
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use coxswain_client::k8s_openapi::api::core::v1::NodeAffinity;
+use coxswain_client::leader::LeaderElection;
 use serde_json::Value;
 
 use crate::pod::SpreadConstraint;
@@ -16,15 +17,6 @@ pub struct Config {
     pub backoff_max: Duration,
     /// How many of the nodes to score, in per cent; by their number if zero.
     pub percentage_of_nodes_to_score: u32,
-}
-
-#[derive(Clone, Debug)]
-pub struct LeaderElection {
-    pub namespace: String,
-    pub name: String,
-    pub lease_duration: Duration,
-    pub renew_deadline: Duration,
-    pub retry_period: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -77,18 +69,6 @@ impl Default for Config {
     }
 }
 
-impl Default for LeaderElection {
-    fn default() -> Self {
-        Self {
-            namespace: "kube-system".to_owned(),
-            name: "kube-scheduler".to_owned(),
-            lease_duration: Duration::from_secs(15),
-            renew_deadline: Duration::from_secs(10),
-            retry_period: Duration::from_secs(2),
-        }
-    }
-}
-
 impl Default for Profile {
     fn default() -> Self {
         let cpu_and_memory = vec![("cpu".to_owned(), 1), ("memory".to_owned(), 1)];
@@ -134,7 +114,7 @@ impl Config {
         if version != Some("kubescheduler.config.k8s.io/v1") || kind != Some("KubeSchedulerConfiguration") {
             return invalid("apiVersion", "it must be a KubeSchedulerConfiguration of kubescheduler.config.k8s.io/v1");
         }
-        let mut config = Self { leader_election: Some(LeaderElection::default()), ..Self::default() };
+        let mut config = Self { leader_election: Some(LeaderElection::named("kube-scheduler")), ..Self::default() };
         let election = &value["leaderElection"];
         if election["leaderElect"] == Value::Bool(false) {
             config.leader_election = None;

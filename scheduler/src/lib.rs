@@ -50,11 +50,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         scheduler::run(config, client, shutdown).await;
         return Ok(());
     };
-    let mut elector =
-        LeaderElector::new(client.clone(), &election.namespace, &election.name, LeaderElector::identity());
-    elector.lease_duration = election.lease_duration;
-    elector.renew_deadline = election.renew_deadline;
-    elector.retry_period = election.retry_period;
+    let elector = LeaderElector::new(client.clone(), &election, LeaderElector::identity());
     let ended = elector.run(shutdown, move |leading| scheduler::run(config, client, leading)).await;
     if ended { Ok(()) } else { Err(Error::LeadershipLost) }
 }

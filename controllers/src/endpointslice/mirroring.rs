@@ -9,7 +9,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use super::plan::{self, Desired, Group, TRIGGER_TIME};
 use super::{BY_SERVICE, MANAGED_BY, SERVICE_NAME, STALE_DELAY, Written};
 use crate::Context;
-use crate::common::drive::{drive, feed};
+use coxswain_client::drive::{drive, feed};
 use crate::common::owners;
 
 const CONTROLLER: &str = "endpointslicemirroring-controller.k8s.io";

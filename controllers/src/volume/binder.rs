@@ -19,7 +19,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
 use crate::Context;
-use crate::common::drive::{drive, every, feed};
+use coxswain_client::drive::{drive, every, feed};
 use crate::common::slim::{self, SlimPod};
 use crate::common::{owners, pods, selector, time};
 

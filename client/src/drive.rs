@@ -5,8 +5,8 @@ use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use coxswain_client::runner::run_controller;
-use coxswain_client::{Event, Informer, WorkQueue};
+use crate::runner::run_controller;
+use crate::{Event, Informer, WorkQueue};
 use tokio_util::sync::CancellationToken;
 
 /// Hands every change of an informer to `handle` until it stops.
