@@ -10,7 +10,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${COXSWAIN_NAMESPACE:-}" != 1 ]; then echo "$0 belongs inside dev/in-namespace.sh" >&2; exit 1; fi
 binary=$(realpath "${COXSWAIN:-target/debug/coxswain}")
-dir=$(mktemp -d /tmp/coxswain-two.XXXXXX)
+dir=$(mktemp -d /tmp/coxswain-two.get_nodes() { "$kubectl" --kubeconfig "$dir/a/admin.kubeconfig" get nodes "$@"; }
+# The taints of a node that is not ready yet outlast that by a moment.
+ready_nodes() {
+    [ "$(get_nodes --no-headers | grep -cw Ready)" = 2 ] && [ -z "$(get_nodes -o 'jsonpath={.items[*].spec.taints}')" ]
+}
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf --one-file-system "$dir" 2>/dev/null || true' EXIT
 
 # This namespace is node A; node B gets one of its own, kept by a sleeping process.
@@ -49,6 +53,12 @@ wait_for() { # wait_for SECONDS WHAT COMMAND…
         sleep 0.2
     done
 }
+# The images as a registry would have them, for pods that pull.
+dev/registry.py target/images.tar 192.168.252.1 5000 >"$dir/registry.log" 2>&1 &
+for node in a bdata; do
+    mkdir -p "$dir/$node/containerd/certs.d/registry.k8s.io"
+    printf 'server = "http://192.168.252.1:5000"\n' >"$dir/$node/containerd/certs.d/registry.k8s.io/hosts.toml"
+done
 "$binary" up --data-dir "$dir/a" --node-name node-a --node-ip 192.168.252.1 --image-archive target/images.tar \
     --eviction-hard "memory.available<50Mi" >"$dir/a.log" 2>&1 &
 wait_for 60 "node A" grep -q '^ready' "$dir/a.log"
@@ -57,7 +67,11 @@ token=$("$binary" join-command --data-dir "$dir/a")
 on_b "$binary" $token --data-dir "$dir/bdata" --node-name node-b --node-ip 192.168.252.2 \
     --image-archive "$PWD/target/images.tar" --eviction-hard "memory.available<50Mi" >"$dir/b.log" 2>&1 &
 kubectl=$(ls .cache/bin/kubectl-* | tail -n 1)
-ready_nodes() { [ "$("$kubectl" --kubeconfig "$dir/a/admin.kubeconfig" get nodes --no-headers | grep -cw Ready)" = 2 ]; }
+get_nodes() { "$kubectl" --kubeconfig "$dir/a/admin.kubeconfig" get nodes "$@"; }
+# The taints of a node that is not ready yet outlast that by a moment.
+ready_nodes() {
+    [ "$(get_nodes --no-headers | grep -cw Ready)" = 2 ] && [ -z "$(get_nodes -o 'jsonpath={.items[*].spec.taints}')" ]
+}
 wait_for 60 "two ready nodes" ready_nodes
 status=0
 "$@" --kubeconfig "$dir/a/admin.kubeconfig" || status=$?

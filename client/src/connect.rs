@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use kube::Client;
 
 mod kubeconfig;
+mod service_account;
 mod tls;
 mod transport;
 
 pub use kubeconfig::{Cluster, Identity, Target};
+pub use service_account::as_service_account;
 
 /// Why no connection could be configured.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,11 @@ pub fn target_of_file(path: &Path) -> Result<Target, Error> {
 
 /// Connects with the service account that the kubelet mounted into this pod.
 pub fn in_cluster() -> Result<Client, Error> {
+    from_target(target_in_cluster()?, default_user_agent())
+}
+
+/// The API server and the service account that the kubelet told this pod of.
+pub fn target_in_cluster() -> Result<Target, Error> {
     const MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
     let host = std::env::var("KUBERNETES_SERVICE_HOST")
         .map_err(|_| Error::NotInCluster("KUBERNETES_SERVICE_HOST is not set"))?;
@@ -61,20 +68,15 @@ pub fn in_cluster() -> Result<Client, Error> {
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let ca_path = Path::new(MOUNT).join("ca.crt");
     let ca = std::fs::read(&ca_path).map_err(|source| Error::Read { path: ca_path, source })?;
-    from_target(
-        Target {
-            cluster: Cluster {
-                server: format!("https://{host}:{port}"),
-                certificate_authority: Some(ca),
-                ..Cluster::default()
-            },
-            identity: Identity { token_file: Some(Path::new(MOUNT).join("token")), ..Identity::default() },
-            namespace: std::fs::read_to_string(Path::new(MOUNT).join("namespace"))
-                .ok()
-                .map(|text| text.trim().to_owned()),
+    Ok(Target {
+        cluster: Cluster {
+            server: format!("https://{host}:{port}"),
+            certificate_authority: Some(ca),
+            ..Cluster::default()
         },
-        default_user_agent(),
-    )
+        identity: Identity { token_file: Some(Path::new(MOUNT).join("token")), ..Identity::default() },
+        namespace: std::fs::read_to_string(Path::new(MOUNT).join("namespace")).ok().map(|text| text.trim().to_owned()),
+    })
 }
 
 /// Connects to a server under an identity; the user agent becomes the manager's name in `metadata.managedFields`.
@@ -95,7 +97,7 @@ pub fn with_user_agent(client: Client, user_agent: &str) -> Client {
 }
 
 /// `NAME/VERSION`, the name being that of the program.
-fn default_user_agent() -> String {
+pub fn default_user_agent() -> String {
     let name = std::env::args().next().unwrap_or_default();
     let name = Path::new(&name).file_name().and_then(|name| name.to_str()).unwrap_or("coxswain");
     format!("{name}/v1.36.2 ({}/{}) coxswain", std::env::consts::OS, std::env::consts::ARCH)

@@ -6,12 +6,14 @@
 
 pub mod backoff;
 pub mod connect;
+pub mod delegated;
 pub mod drive;
 pub mod errors;
 pub mod events;
 pub mod expectations;
 pub mod informer;
 pub mod leader;
+pub mod metrics;
 pub mod objects;
 pub mod queue;
 pub mod runner;

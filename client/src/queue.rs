@@ -47,6 +47,9 @@ struct State<T> {
     sequence: u64,
     failures: HashMap<T, u32>,
     bucket: Bucket,
+    /// Since the start: keys added, and retries among them.
+    adds: u64,
+    retries: u64,
     shut_down: bool,
 }
 
@@ -107,6 +110,8 @@ impl<T: Clone + Eq + Hash> WorkQueue<T> {
                 sequence: 0,
                 failures: HashMap::new(),
                 bucket: Bucket { tokens: RETRY_BURST, at: Instant::now() },
+                adds: 0,
+                retries: 0,
                 shut_down: false,
             }),
             wake: Notify::new(),
@@ -144,6 +149,7 @@ impl<T: Clone + Eq + Hash> WorkQueue<T> {
     pub fn add_rate_limited(&self, key: T) {
         let delay = {
             let mut state = self.0.state.lock();
+            state.retries += 1;
             let failures = state.failures.entry(key.clone()).or_insert(0);
             let own = RETRY_DELAY_MAX.min(RETRY_DELAY * 2u32.saturating_pow((*failures).min(31)));
             *failures += 1;
@@ -207,6 +213,16 @@ impl<T: Clone + Eq + Hash> WorkQueue<T> {
         }
     }
 
+    /// How many keys have become ready since the start; one that was ready already does not count.
+    pub fn adds(&self) -> u64 {
+        self.0.state.lock().adds
+    }
+
+    /// How many retries there have been since the start.
+    pub fn retries_total(&self) -> u64 {
+        self.0.state.lock().retries
+    }
+
     pub fn len(&self) -> usize {
         self.0.state.lock().ready.len()
     }
@@ -232,6 +248,7 @@ impl<T: Clone + Eq + Hash> State<T> {
         if self.shut_down || !self.dirty.insert(key.clone()) {
             return;
         }
+        self.adds += 1;
         if !self.processing.contains(&key) {
             self.ready.push_back(key);
         }

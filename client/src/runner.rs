@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use crate::metrics;
 use crate::queue::WorkQueue;
 
 /// Handles keys with `workers` tasks until `shutdown`. A key whose reconcile fails or panics is added again, rate limited.
@@ -25,6 +26,7 @@ pub async fn run_controller<T, F, Fut, E>(
     Fut: Future<Output = Result<(), E>> + Send,
     E: Display + Send,
 {
+    show_queue(controller, &queue);
     let mut tasks = JoinSet::new();
     for _ in 0..workers {
         let queue = queue.clone();
@@ -52,6 +54,20 @@ pub async fn run_controller<T, F, Fut, E>(
     shutdown.cancelled().await;
     queue.shut_down();
     while tasks.join_next().await.is_some() {}
+}
+
+fn show_queue<T: Clone + Eq + Hash + Send + Sync + 'static>(controller: &str, queue: &WorkQueue<T>) {
+    let labels = format!("name={controller:?}");
+    let shown = queue.clone();
+    metrics::register("workqueue_depth", "[STABLE] Current depth of workqueue", "gauge", labels.clone(), move || {
+        shown.len() as f64
+    });
+    let shown = queue.clone();
+    let help = "[STABLE] Total number of adds handled by workqueue";
+    metrics::register("workqueue_adds_total", help, "counter", labels.clone(), move || shown.adds() as f64);
+    let shown = queue.clone();
+    let help = "[STABLE] Total number of retries handled by workqueue";
+    metrics::register("workqueue_retries_total", help, "counter", labels, move || shown.retries_total() as f64);
 }
 
 #[cfg(test)]

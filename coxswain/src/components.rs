@@ -1,5 +1,6 @@
 //! The components by themselves, each as a process of its own under upstream's name and flags.
 
+mod cloud_controller_manager;
 mod kube_apiserver;
 mod kube_controller_manager;
 mod kube_proxy;
@@ -9,6 +10,8 @@ mod kubelet;
 use crate::flags::{Component, Flags};
 use anyhow::{Context, Result};
 use coxswain_client::Client;
+use coxswain_client::connect::{self, Target};
+use coxswain_client::leader::LeaderElection;
 use std::path::Path;
 
 pub fn run(flags: Flags) -> Result<()> {
@@ -22,6 +25,7 @@ pub fn run(flags: Flags) -> Result<()> {
         match flags.component() {
             Component::ApiServer => kube_apiserver::run(&flags).await,
             Component::ControllerManager => kube_controller_manager::run(&flags).await,
+            Component::CloudControllerManager => cloud_controller_manager::run(&flags).await,
             Component::Scheduler => kube_scheduler::run(&flags).await,
             Component::Kubelet => kubelet::run(&flags).await,
             Component::Proxy => kube_proxy::run(&flags).await,
@@ -31,11 +35,39 @@ pub fn run(flags: Flags) -> Result<()> {
 
 /// Connects as `--kubeconfig` (or `--master`) says, or as a pod of the cluster.
 fn connect(flags: &Flags) -> Result<Client> {
-    let client = match flags.path("kubeconfig") {
-        Some(path) => coxswain_client::connect::from_kubeconfig(&path)?,
-        None => coxswain_client::connect::in_cluster().context("no --kubeconfig was given")?,
-    };
-    Ok(client)
+    Ok(connect::from_target(target(flags)?, connect::default_user_agent())?)
+}
+
+/// The API server and the identity that [`connect`] uses.
+fn target(flags: &Flags) -> Result<Target> {
+    match flags.path("kubeconfig") {
+        Some(path) => Ok(connect::target_of_file(&path)?),
+        None => connect::target_in_cluster().context("no --kubeconfig was given"),
+    }
+}
+
+/// What the flags say of electing a leader; none where they say that none is to be.
+fn leader_election(flags: &Flags, default_name: &str) -> Result<Option<LeaderElection>> {
+    if !flags.bool("leader-elect")? {
+        return Ok(None);
+    }
+    let mut election = LeaderElection::named(default_name);
+    if let Some(name) = flags.get("leader-elect-resource-name") {
+        election.name = name;
+    }
+    if let Some(namespace) = flags.get("leader-elect-resource-namespace") {
+        election.namespace = namespace;
+    }
+    for (flag, into) in [
+        ("leader-elect-lease-duration", &mut election.lease_duration),
+        ("leader-elect-renew-deadline", &mut election.renew_deadline),
+        ("leader-elect-retry-period", &mut election.retry_period),
+    ] {
+        if let Some(duration) = flags.duration(flag)? {
+            *into = duration;
+        }
+    }
+    Ok(Some(election))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -16,6 +16,7 @@ use std::time::Duration;
 pub enum Component {
     ApiServer,
     ControllerManager,
+    CloudControllerManager,
     Scheduler,
     Kubelet,
     Proxy,
@@ -30,14 +31,21 @@ const API_SERVER_OWN: &[(&str, &str, &str, &str)] = &[
 ];
 
 impl Component {
-    pub const ALL: [Component; 5] =
-        [Self::ApiServer, Self::ControllerManager, Self::Scheduler, Self::Kubelet, Self::Proxy];
+    pub const ALL: [Component; 6] = [
+        Self::ApiServer,
+        Self::ControllerManager,
+        Self::CloudControllerManager,
+        Self::Scheduler,
+        Self::Kubelet,
+        Self::Proxy,
+    ];
 
     /// The subcommand, and the name of the upstream binary.
     pub fn name(self) -> &'static str {
         match self {
             Self::ApiServer => "kube-apiserver",
             Self::ControllerManager => "kube-controller-manager",
+            Self::CloudControllerManager => "cloud-controller-manager",
             Self::Scheduler => "kube-scheduler",
             Self::Kubelet => "kubelet",
             Self::Proxy => "kube-proxy",
@@ -48,6 +56,7 @@ impl Component {
         match self {
             Self::ApiServer => "Serves the Kubernetes API",
             Self::ControllerManager => "Runs the controllers that bring the cluster to its desired state",
+            Self::CloudControllerManager => "Runs the controllers of the place that the cluster runs in",
             Self::Scheduler => "Assigns pods to nodes",
             Self::Kubelet => "Runs the pods of one node",
             Self::Proxy => "Carries the traffic of Services on one node",
@@ -58,6 +67,7 @@ impl Component {
         match self {
             Self::ApiServer => include_str!("../data/flags/kube-apiserver.tsv"),
             Self::ControllerManager => include_str!("../data/flags/kube-controller-manager.tsv"),
+            Self::CloudControllerManager => include_str!("../data/flags/cloud-controller-manager.tsv"),
             Self::Scheduler => include_str!("../data/flags/kube-scheduler.tsv"),
             Self::Kubelet => include_str!("../data/flags/kubelet.tsv"),
             Self::Proxy => include_str!("../data/flags/kube-proxy.tsv"),

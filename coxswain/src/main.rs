@@ -8,12 +8,14 @@ mod convert;
 mod flags;
 mod join;
 mod kubeconfig;
+mod load_balancer_addresses;
 mod logging;
 mod machine;
 mod node;
 mod node_network;
 mod pki;
 mod reset;
+mod secure_port;
 mod up;
 
 use anyhow::Result;

@@ -1,7 +1,7 @@
 //! A node: containerd, pod network, kubelet and service proxy, as `up` and `join` both run it; and the commands of joining.
 
 use crate::containerd::Containerd;
-use crate::{cluster_setup, join, machine, node_network};
+use crate::{cluster_setup, join, load_balancer_addresses, machine, node_network};
 use anyhow::{Context, Result, bail};
 use clap::{Arg, ArgMatches, Command};
 use coxswain_client::{Client, Informers};
@@ -68,6 +68,11 @@ pub async fn run(settings: Settings, clients: Clients, shutdown: CancellationTok
     let config = kubelet_config(&settings, endpoint);
     let kubelet = coxswain_kubelet::run(config, clients.kubelet, runtime, shutdown.clone());
     tasks.spawn(async move { kubelet.await.context("kubelet") });
+    {
+        let informers = Informers::new(clients.proxy.clone());
+        let (name, shutdown) = (settings.node_name.clone(), shutdown.clone());
+        tasks.spawn(async move { load_balancer_addresses::run(&name, &informers, shutdown).await });
+    }
     let proxy = coxswain_proxy::Config {
         node_name: settings.node_name.clone(),
         cluster_cidr: Some(settings.cluster_cidr.clone()),

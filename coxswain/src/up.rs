@@ -57,6 +57,17 @@ pub fn command() -> Command {
                 .help("The addresses of Services; the first is the API server's, the tenth the DNS's"),
         )
         .arg(
+            Arg::new("load-balancer-addresses")
+                .long("load-balancer-addresses")
+                .value_name("RANGES")
+                .value_delimiter(',')
+                .action(ArgAction::Append)
+                .help(
+                    "Addresses for Services of type LoadBalancer, such as 192.168.1.240-192.168.1.250 or 192.168.1.240/28; \
+                     one of the nodes answers for each [default: LoadBalancers get none]",
+                ),
+        )
+        .arg(
             Arg::new("cluster-domain")
                 .long("cluster-domain")
                 .value_name("DOMAIN")
@@ -91,6 +102,7 @@ struct Plan {
     kubernetes_ip: IpAddr,
     dns_ip: IpAddr,
     cluster_domain: String,
+    load_balancer_addresses: Vec<String>,
     kubectl_context: bool,
     stop_pods: bool,
     eviction_hard: BTreeMap<String, String>,
@@ -121,6 +133,10 @@ impl Plan {
             dns_ip: nth(10),
             service_cidr,
             cluster_domain: text("cluster-domain"),
+            load_balancer_addresses: {
+                let ranges = matches.get_many::<String>("load-balancer-addresses");
+                ranges.into_iter().flatten().cloned().collect()
+            },
             kubectl_context: matches.get_flag("kubectl-context"),
             stop_pods: matches.get_flag("stop-pods"),
             eviction_hard: node::eviction_hard(matches)?,
@@ -227,6 +243,7 @@ async fn run(plan: Plan, start: Instant) -> Result<()> {
     let admin = client(&server, "coxswain", "kubernetes-admin", &["system:masters"]);
     start_controllers(&plan, &keys, &server, &work, &mut tasks)?;
     start_scheduler(&server, &work, &mut tasks);
+    start_cloud(&plan, &server, &work, &mut tasks)?;
     let token = cluster_setup::bootstrap_token(&plan.data_dir)?;
     let setup = cluster_setup::Setup {
         server: &plan.server_url(),
@@ -356,6 +373,38 @@ fn start_scheduler(server: &Server, work: &CancellationToken, tasks: &mut JoinSe
     tasks.spawn(async move {
         coxswain_scheduler::run(coxswain_scheduler::Config::default(), scheduler, work).await.context("kube-scheduler")
     });
+}
+
+/// Without addresses to hand out there is nothing that the machines themselves do not know better.
+fn start_cloud(
+    plan: &Plan,
+    server: &Server,
+    work: &CancellationToken,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    if plan.load_balancer_addresses.is_empty() {
+        return Ok(());
+    }
+    let settings = coxswain_cloud::bare_metal::Settings {
+        load_balancer_addresses: plan.load_balancer_addresses.clone(),
+        ..Default::default()
+    };
+    let provider = coxswain_cloud::bare_metal::BareMetal::new(&settings)
+        .map_err(|error| anyhow::anyhow!("--load-balancer-addresses: {error}"))?;
+    // The kubelets are not told to wait for a cloud, so its other controllers have nothing to do.
+    let config = coxswain_cloud::Config {
+        controllers: vec!["service-lb-controller".into()],
+        ..coxswain_cloud::Config::default()
+    };
+    // The account that upstream's roles are for.
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+    let name = "system:serviceaccount:kube-system:service-controller";
+    let cloud = client(server, "cloud-controller-manager", name, &groups);
+    let work = work.clone();
+    tasks.spawn(async move {
+        coxswain_cloud::run(config, Arc::new(provider), cloud, work).await.context("cloud-controller-manager")
+    });
+    Ok(())
 }
 
 /// Starts this machine's node, or the hollow ones. Returns their names.

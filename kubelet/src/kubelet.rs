@@ -194,6 +194,17 @@ impl PodHandle {
         });
     }
 
+    /// Publishes the status if nothing newer comes up within `wait`: what is about to change need not be told.
+    pub fn publish_unless_newer(self: &Arc<Self>, status: PodStatus, wait: Duration) {
+        let (handle, before) = (self.clone(), self.status());
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            if Arc::ptr_eq(&handle.status(), &before) {
+                handle.publish(status);
+            }
+        });
+    }
+
     /// Makes the status known once more, as if it had changed.
     pub fn tell_again(&self) {
         self.status.send_modify(|_| {});
@@ -329,7 +340,11 @@ pub async fn run(
     let kubelet = Arc::new(Kubelet {
         objects: Objects::new(client.clone(), services),
         images: Images::new(&config, runtime.clone(), events.clone()),
-        prober: Arc::new(Prober { runtime: runtime.clone(), events: events.clone() }),
+        prober: Arc::new(Prober {
+            runtime: runtime.clone(),
+            events: events.clone(),
+            started: tokio::time::Instant::now(),
+        }),
         host_dns: if real { host_files::read_resolv_conf(&config.settings.resolv_conf) } else { Default::default() },
         node_ips: RwLock::new(node::addresses(&config)),
         node: node_informer.store(),

@@ -128,6 +128,24 @@ fn update_one(results: &Results, container: &Container, c: &mut ContainerStatus)
 pub struct Prober {
     pub runtime: Arc<dyn Runtime>,
     pub events: Events,
+    /// When this kubelet began to work.
+    pub started: tokio::time::Instant,
+}
+
+/// Periods up to this are not worth spreading.
+const UNSPREAD_MAX: Duration = Duration::from_secs(10);
+
+impl Prober {
+    /// When a probe that begins now may probe first. A kubelet that has just started finds many pods at once; as upstream does,
+    /// it spreads the first probes over their periods, so that they do not all come together.
+    fn first_probe(&self, period: Duration) -> tokio::time::Instant {
+        let now = tokio::time::Instant::now();
+        if period > UNSPREAD_MAX && period > now - self.started {
+            now + period.mul_f64(rand::random())
+        } else {
+            now
+        }
+    }
 }
 
 /// Starts the probes of a pod's containers. They end with the token.
@@ -169,6 +187,7 @@ impl ProbeTask {
         let (mut last, mut run_length) = (Outcome::Unknown, 0);
         // A liveness or startup probe that has failed waits for the container to be replaced.
         let mut on_hold = false;
+        let first = self.prober.first_probe(period);
         loop {
             let (current, started_at, running) = self.current(&changed.borrow_and_update());
             if !current.is_empty() && current != id {
@@ -209,8 +228,11 @@ impl ProbeTask {
             let age = jiff::Timestamp::now().as_second() - started_at;
             let delay = i64::from(probe.initial_delay_seconds.unwrap_or(0));
             let started = self.handle.probes.has_started(&self.container, &id);
+            let before_first = first.saturating_duration_since(tokio::time::Instant::now());
             if age < delay {
                 wait = Duration::from_secs((delay - age) as u64);
+            } else if !before_first.is_zero() {
+                wait = before_first;
             } else if self.kind == ProbeKind::Startup && started {
                 // It has served its purpose until the next start.
                 on_hold = true;

@@ -91,7 +91,7 @@ async fn connection(kubelet: Arc<Kubelet>, stream: TcpStream, tls: Option<TlsAcc
             let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await else { return };
             let certificate =
                 stream.get_ref().1.peer_certificates().and_then(|c| c.first()).map(|c| c.as_ref().to_vec());
-            let peer = Peer::of_certificate(certificate.as_deref());
+            let peer = certificate.as_deref().and_then(Peer::of_certificate);
             http(kubelet, TokioIo::new(stream), auth, peer).await;
         }
         None => http(kubelet, TokioIo::new(stream), auth, None).await,

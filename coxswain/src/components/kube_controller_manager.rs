@@ -1,20 +1,46 @@
 //! `kube-controller-manager`: the controllers alone (upstream: `cmd/kube-controller-manager`).
 
-use super::{connect, read};
+use super::{connect, leader_election, read, target};
 use crate::flags::Flags;
 use crate::machine::on_signal;
+use crate::secure_port::{self, Served};
 use anyhow::{Context, Result};
-use coxswain_controllers::{Config, LeaderElection};
+use coxswain_client::Client;
+use coxswain_client::connect::{self, Identity, Target};
+use coxswain_controllers::{ClientFactory, Config};
+use serde_json::json;
+use std::sync::Arc;
 
 pub async fn run(flags: &Flags) -> Result<()> {
     let client = connect(flags)?;
     let config = config(flags)?;
-    if flags.bool("use-service-account-credentials")? {
-        // Tokens for each controller's own account are asked for with the manager's rights.
-        tracing::info!("all controllers act under the manager's own identity");
-    }
+    let identities = if flags.bool("use-service-account-credentials")? {
+        Some(service_accounts(target(flags)?, &client)?)
+    } else {
+        None
+    };
+    let shutdown = on_signal()?;
+    let shown = json!({"Generic": {"Controllers": config.controllers,
+            "LeaderElection": {"LeaderElect": config.leader_election.is_some()}},
+        "KubeCloudShared": {"AllocateNodeCIDRs": config.allocate_node_cidrs,
+            "UseServiceAccountCredentials": identities.is_some()}});
+    let served = Served { configz: ("kubecontrollermanager.config.k8s.io", shown) };
+    secure_port::start(flags, &client, served, shutdown.clone()).await?;
     flags.warn_without_meaning();
-    coxswain_controllers::run(config, client, None, on_signal()?).await.context("kube-controller-manager")
+    coxswain_controllers::run(config, client, identities, shutdown).await.context("kube-controller-manager")
+}
+
+/// Each controller acts as its own service account in `kube-system`, by tokens that the manager asks for.
+fn service_accounts(target: Target, manager: &Client) -> Result<ClientFactory> {
+    let nobody = Target { identity: Identity::default(), ..target };
+    let anonymous = connect::from_target(nobody, connect::default_user_agent())?;
+    let manager = manager.clone();
+    Ok(Arc::new(move |name: &str| {
+        if name.is_empty() {
+            return manager.clone();
+        }
+        connect::as_service_account(anonymous.clone(), manager.clone(), "kube-system", name)
+    }))
 }
 
 fn config(flags: &Flags) -> Result<Config> {
@@ -23,25 +49,7 @@ fn config(flags: &Flags) -> Result<Config> {
     if !named.is_empty() {
         config.controllers = named;
     }
-    if flags.bool("leader-elect")? {
-        let mut election = LeaderElection::default();
-        if let Some(name) = flags.get("leader-elect-resource-name") {
-            election.name = name;
-        }
-        if let Some(namespace) = flags.get("leader-elect-resource-namespace") {
-            election.namespace = namespace;
-        }
-        for (flag, into) in [
-            ("leader-elect-lease-duration", &mut election.lease_duration),
-            ("leader-elect-renew-deadline", &mut election.renew_deadline),
-            ("leader-elect-retry-period", &mut election.retry_period),
-        ] {
-            if let Some(duration) = flags.duration(flag)? {
-                *into = duration;
-            }
-        }
-        config.leader_election = Some(election);
-    }
+    config.leader_election = leader_election(flags, "kube-controller-manager")?;
     if let Some(path) = flags.path("root-ca-file") {
         config.root_ca = Some(read(&path)?);
     }

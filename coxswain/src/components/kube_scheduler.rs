@@ -1,11 +1,12 @@
 //! `kube-scheduler`: the scheduler alone (upstream: `cmd/kube-scheduler`).
 
-use super::{connect, read};
+use super::{connect, leader_election, read};
 use crate::flags::Flags;
 use crate::machine::on_signal;
+use crate::secure_port::{self, Served};
 use anyhow::{Context, Result};
-use coxswain_scheduler::config::{Config, LeaderElection};
-use serde_json::Value;
+use coxswain_scheduler::config::Config;
+use serde_json::{Value, json};
 use std::path::Path;
 
 pub async fn run(flags: &Flags) -> Result<()> {
@@ -23,25 +24,16 @@ pub async fn run(flags: &Flags) -> Result<()> {
         None => connect(flags)?,
     };
     // A configuration file says for itself whether to elect a leader; flags count without one.
-    if !flags.is_set("config") && flags.bool("leader-elect")? {
-        let mut election = LeaderElection::default();
-        if let Some(name) = flags.get("leader-elect-resource-name") {
-            election.name = name;
-        }
-        if let Some(namespace) = flags.get("leader-elect-resource-namespace") {
-            election.namespace = namespace;
-        }
-        for (flag, into) in [
-            ("leader-elect-lease-duration", &mut election.lease_duration),
-            ("leader-elect-renew-deadline", &mut election.renew_deadline),
-            ("leader-elect-retry-period", &mut election.retry_period),
-        ] {
-            if let Some(duration) = flags.duration(flag)? {
-                *into = duration;
-            }
-        }
-        config.leader_election = Some(election);
+    if !flags.is_set("config") {
+        config.leader_election = leader_election(flags, "kube-scheduler")?;
     }
+    let shutdown = on_signal()?;
+    let shown = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
+        "leaderElection": {"leaderElect": config.leader_election.is_some()},
+        "percentageOfNodesToScore": config.percentage_of_nodes_to_score,
+        "podInitialBackoffSeconds": config.initial_backoff.as_secs(), "podMaxBackoffSeconds": config.backoff_max.as_secs(),
+        "profiles": config.profiles.iter().map(|p| json!({"schedulerName": p.scheduler_name})).collect::<Vec<_>>()});
+    secure_port::start(flags, &client, Served { configz: ("componentconfig", shown) }, shutdown.clone()).await?;
     flags.warn_without_meaning();
-    coxswain_scheduler::run(config, client, on_signal()?).await.context("kube-scheduler")
+    coxswain_scheduler::run(config, client, shutdown).await.context("kube-scheduler")
 }

@@ -18,6 +18,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// How long a new sandbox without containers is not worth telling.
+const SANDBOX_NEWS_DELAY: Duration = Duration::from_secs(1);
+
 /// What carrying out a plan came to.
 #[derive(Default)]
 pub(super) struct Progress {
@@ -111,8 +114,9 @@ impl Worker {
                     return progress;
                 }
             }
+            // Its containers mostly run a moment later, and then that is the news (upstream sees both in one look at the runtime).
             let status = self.generate(pod, &current, false);
-            self.handle.publish(status);
+            self.handle.publish_unless_newer(status, SANDBOX_NEWS_DELAY);
         }
         let spec = pod.spec();
         let ephemeral: Vec<(Container, Option<String>)> = plan

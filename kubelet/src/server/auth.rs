@@ -3,59 +3,15 @@
 
 use super::{Body, error};
 use crate::kubelet::Kubelet;
-use http::{Method, Request, Response, StatusCode};
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::Api;
-use kube::api::PostParams;
-use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
-
-/// Answers that are remembered; beyond that the oldest half is forgotten.
-const ANSWERS_MAX: usize = 4096;
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Peer {
-    name: String,
-    uid: Option<String>,
-    groups: Vec<String>,
-    extra: BTreeMap<String, Vec<String>>,
-}
-
-impl Peer {
-    /// A verified certificate's common name is the user, its organizations are the groups.
-    pub(super) fn of_certificate(der: Option<&[u8]>) -> Option<Self> {
-        let (_, certificate) = x509_parser::parse_x509_certificate(der?).ok()?;
-        let subject = certificate.subject();
-        let name = subject.iter_common_name().next()?.as_str().ok()?.to_string();
-        let mut groups: Vec<String> =
-            subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_string).collect();
-        groups.push("system:authenticated".into());
-        Some(Peer { name, uid: None, groups, extra: BTreeMap::new() })
-    }
-
-    fn anonymous() -> Self {
-        Peer {
-            name: "system:anonymous".into(),
-            uid: None,
-            groups: vec!["system:unauthenticated".into()],
-            extra: BTreeMap::new(),
-        }
-    }
-}
-
-type Question = (Peer, &'static str, String);
+pub(super) use coxswain_client::delegated::Peer;
+use coxswain_client::delegated::{Attributes, Delegated, verb};
+use http::{Request, Response, StatusCode};
 
 pub(super) struct Auth {
     anonymous: bool,
     webhook: bool,
     authorize: bool,
-    token_ttl: Duration,
-    allowed_ttl: Duration,
-    denied_ttl: Duration,
-    tokens: Mutex<HashMap<String, (Option<Peer>, Instant)>>,
-    verdicts: Mutex<HashMap<Question, (bool, Instant)>>,
+    delegated: Delegated,
 }
 
 impl Auth {
@@ -65,11 +21,12 @@ impl Auth {
             anonymous: settings.authentication.anonymous.enabled,
             webhook: settings.authentication.webhook.enabled,
             authorize: settings.authorization.mode != "AlwaysAllow",
-            token_ttl: settings.authentication.webhook.cache_ttl.0,
-            allowed_ttl: settings.authorization.webhook.cache_authorized_ttl.0,
-            denied_ttl: settings.authorization.webhook.cache_unauthorized_ttl.0,
-            tokens: Mutex::default(),
-            verdicts: Mutex::default(),
+            delegated: Delegated::new(
+                kubelet.client.clone(),
+                settings.authentication.webhook.cache_ttl.0,
+                settings.authorization.webhook.cache_authorized_ttl.0,
+                settings.authorization.webhook.cache_unauthorized_ttl.0,
+            ),
         }
     }
 
@@ -86,7 +43,7 @@ impl Auth {
             .and_then(|v| v.strip_prefix("Bearer "));
         let peer = match (peer, bearer) {
             (Some(peer), _) => Some(peer),
-            (None, Some(token)) if self.webhook => self.review_token(kubelet, token).await,
+            (None, Some(token)) if self.webhook => self.delegated.peer_of_token(token).await,
             _ => None,
         };
         let unauthorized = || error(StatusCode::UNAUTHORIZED, "Unauthorized");
@@ -99,16 +56,12 @@ impl Auth {
         if !self.authorize {
             return Ok(());
         }
-        let verb = match *request.method() {
-            Method::POST => "create",
-            Method::PUT => "update",
-            Method::PATCH => "patch",
-            Method::DELETE => "delete",
-            _ => "get",
-        };
+        let verb = verb(request.method());
         let subresources = subresources(request.uri().path());
         for subresource in &subresources {
-            match self.allowed(kubelet, &peer, verb, subresource).await {
+            let name = kubelet.config.node_name.clone();
+            let wanted = Attributes::Node { verb, name, subresource: (*subresource).to_string() };
+            match self.delegated.allows(&peer, wanted).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(e) => {
@@ -126,81 +79,6 @@ impl Auth {
             StatusCode::FORBIDDEN,
             format!("Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{list}])", peer.name),
         ))
-    }
-
-    async fn review_token(&self, kubelet: &Kubelet, token: &str) -> Option<Peer> {
-        if let Some((peer, until)) = self.tokens.lock().get(token)
-            && *until > Instant::now()
-        {
-            return peer.clone();
-        }
-        let review =
-            TokenReview { spec: TokenReviewSpec { token: token.into(), audiences: None }, ..Default::default() };
-        let api: Api<TokenReview> = Api::all(kubelet.client.clone());
-        let answer = api.create(&PostParams::default(), &review).await.ok()?;
-        let status = answer.status?;
-        let peer = status.user.filter(|_| status.authenticated == Some(true)).map(|user| Peer {
-            name: user.username.unwrap_or_default(),
-            uid: user.uid,
-            groups: user.groups.unwrap_or_default(),
-            extra: user.extra.unwrap_or_default(),
-        });
-        let mut tokens = self.tokens.lock();
-        forget_old(&mut tokens, |(_, until)| *until);
-        tokens.insert(token.into(), (peer.clone(), Instant::now() + self.token_ttl));
-        peer
-    }
-
-    async fn allowed(
-        &self,
-        kubelet: &Kubelet,
-        peer: &Peer,
-        verb: &'static str,
-        subresource: &str,
-    ) -> Result<bool, kube::Error> {
-        let question = (peer.clone(), verb, subresource.to_string());
-        if let Some((verdict, until)) = self.verdicts.lock().get(&question)
-            && *until > Instant::now()
-        {
-            return Ok(*verdict);
-        }
-        let review = SubjectAccessReview {
-            spec: SubjectAccessReviewSpec {
-                user: Some(peer.name.clone()),
-                uid: peer.uid.clone(),
-                groups: Some(peer.groups.clone()),
-                extra: Some(peer.extra.clone()),
-                resource_attributes: Some(ResourceAttributes {
-                    verb: Some(verb.into()),
-                    resource: Some("nodes".into()),
-                    subresource: Some(subresource.into()),
-                    name: Some(kubelet.config.node_name.clone()),
-                    group: Some(String::new()),
-                    version: Some("v1".into()),
-                    ..Default::default()
-                }),
-                ..Default::default()
-            },
-            ..Default::default()
-        };
-        let api: Api<SubjectAccessReview> = Api::all(kubelet.client.clone());
-        let answer = api.create(&PostParams::default(), &review).await?;
-        let verdict = answer.status.is_some_and(|s| s.allowed);
-        let ttl = if verdict { self.allowed_ttl } else { self.denied_ttl };
-        let mut verdicts = self.verdicts.lock();
-        forget_old(&mut verdicts, |(_, until)| *until);
-        verdicts.insert(question, (verdict, Instant::now() + ttl));
-        Ok(verdict)
-    }
-}
-
-fn forget_old<K, V>(map: &mut HashMap<K, V>, until: impl Fn(&V) -> Instant) {
-    if map.len() >= ANSWERS_MAX {
-        let now = Instant::now();
-        map.retain(|_, v| until(v) > now);
-        if map.len() >= ANSWERS_MAX {
-            map.clear();
-        }
     }
 }
 

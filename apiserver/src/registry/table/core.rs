@@ -270,7 +270,7 @@ fn pod(o: View<'_>, now: Timestamp) -> Vec<Value> {
     if !initializing || has_condition("Initialized") {
         restarts = sidecar_restarts;
         last = sidecar_last;
-        let mut running = false;
+        let (mut running, mut failed) = (false, false);
         let containers: Vec<View<'_>> = status.child("containerStatuses").items().collect();
         for container in containers.iter().rev() {
             restarts += container.child("restartCount").i64();
@@ -281,7 +281,12 @@ fn pod(o: View<'_>, now: Timestamp) -> Vec<Value> {
             if !waiting.is_empty() {
                 reason = waiting.to_owned();
             } else if terminated.exists() {
-                reason = termination(&terminated);
+                // That one container went well says nothing of a pod in which another failed.
+                let ended = termination(&terminated);
+                if ended != "Completed" || !failed {
+                    failed = ended != "Completed";
+                    reason = ended;
+                }
             } else if container.child("ready").bool() && state.child("running").exists() {
                 running = true;
                 ready += 1;
