@@ -15,6 +15,7 @@ pub mod config;
 pub mod context;
 pub mod table;
 
+mod bootstrap;
 mod certificates;
 mod clusterroleaggregation;
 mod cronjob;

@@ -70,12 +70,13 @@ pub const CONTROLLERS: &[Controller] = &[
     controller!("root-ca-certificate-publisher-controller", "root-ca-cert-publisher", "root-ca-cert-publisher", "root-ca-cert-publisher", crate::serviceaccount::run_root_ca_publisher),
     controller!("garbage-collector-controller", "garbagecollector", "generic-garbage-collector", "garbage-collector-controller", crate::garbagecollector::run),
     controller!("replicationcontroller-controller", "replicationcontroller", "replication-controller", "replication-controller", crate::replicaset::run_replication_controllers),
+    controller!("bootstrap-signer-controller", "bootstrapsigner", "bootstrap-signer", "bootstrap-signer-controller", crate::bootstrap::run_signer, false),
+    controller!("token-cleaner-controller", "tokencleaner", "token-cleaner", "token-cleaner-controller", crate::bootstrap::run_cleaner, false),
 ];
 
 /// Controllers of upstream that have nothing to do here: their names are accepted.
 #[rustfmt::skip]
 const WITHOUT_EFFECT: &[&str] = &[
-    "bootstrap-signer-controller", "bootstrapsigner", "token-cleaner-controller", "tokencleaner",
     "service-lb-controller", "service", "node-route-controller", "route", "cloud-node-lifecycle-controller", "cloud-node-lifecycle",
     "persistentvolume-expander-controller", "persistentvolume-expander", "storage-version-migrator-controller",
     "storageversion-garbage-collector-controller", "storage-version-gc", "resourceclaim-controller", "resource-claim-controller",

@@ -10,7 +10,7 @@ mod kubelet;
 use crate::flags::{Component, Flags};
 use anyhow::{Context, Result};
 use coxswain_client::Client;
-use coxswain_client::connect::{self, Target};
+use coxswain_client::connect::{Target, default_user_agent, from_target, target_in_cluster, target_of_file};
 use coxswain_client::leader::LeaderElection;
 use std::path::Path;
 
@@ -35,14 +35,14 @@ pub fn run(flags: Flags) -> Result<()> {
 
 /// Connects as `--kubeconfig` (or `--master`) says, or as a pod of the cluster.
 fn connect(flags: &Flags) -> Result<Client> {
-    Ok(connect::from_target(target(flags)?, connect::default_user_agent())?)
+    Ok(from_target(target(flags)?, default_user_agent())?)
 }
 
 /// The API server and the identity that [`connect`] uses.
 fn target(flags: &Flags) -> Result<Target> {
     match flags.path("kubeconfig") {
-        Some(path) => Ok(connect::target_of_file(&path)?),
-        None => connect::target_in_cluster().context("no --kubeconfig was given"),
+        Some(path) => Ok(target_of_file(&path)?),
+        None => target_in_cluster().context("no --kubeconfig was given"),
     }
 }
 

@@ -338,6 +338,8 @@ fn start_controllers(
 ) -> Result<()> {
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
     let config = coxswain_controllers::Config {
+        // Machines join by bootstrap tokens here, as they do in kubeadm's clusters.
+        controllers: ["*", "bootstrapsigner", "tokencleaner"].map(str::to_owned).into(),
         root_ca: Some(keys.authority.cert_pem.clone().into_bytes()),
         service_account_key: Some(read(&keys.account_private)?),
         service_account_issuer: format!("https://kubernetes.default.svc.{}", plan.cluster_domain),

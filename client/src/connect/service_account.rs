@@ -73,7 +73,7 @@ impl Account {
             expiration_seconds: Some(TOKEN_LIFETIME.as_secs() as i64),
             ..TokenRequestSpec::default()
         };
-        let wanted = TokenRequest { spec, ..TokenRequest::default() };
+        let wanted = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
         let params = PostParams::default();
         let made = match accounts.create_token_request(&self.name, &params, &wanted).await {
             Err(error) if errors::is_not_found(&error) => {
@@ -86,8 +86,10 @@ impl Account {
             }
             other => other?,
         };
-        let status = made.status.ok_or_else(|| kube::Error::Service("the token request has no status".into()))?;
-        let lifetime = status.expiration_timestamp.0.duration_since(jiff::Timestamp::now());
-        Ok((status.token, Duration::try_from(lifetime).unwrap_or(TOKEN_LIFETIME)))
+        let status = made.status.unwrap_or_default();
+        let token = status.token.ok_or_else(|| kube::Error::Service("the token request brought no token".into()))?;
+        let lifetime = status.expiration_timestamp.map(|until| until.0.duration_since(jiff::Timestamp::now()));
+        let lifetime = lifetime.and_then(|lifetime| Duration::try_from(lifetime).ok()).unwrap_or(TOKEN_LIFETIME);
+        Ok((token, lifetime))
     }
 }

@@ -6,7 +6,7 @@ use crate::machine::on_signal;
 use crate::secure_port::{self, Served};
 use anyhow::{Context, Result};
 use coxswain_client::Client;
-use coxswain_client::connect::{self, Identity, Target};
+use coxswain_client::connect::{Identity, Target, as_service_account, default_user_agent, from_target};
 use coxswain_controllers::{ClientFactory, Config};
 use serde_json::json;
 use std::sync::Arc;
@@ -33,13 +33,13 @@ pub async fn run(flags: &Flags) -> Result<()> {
 /// Each controller acts as its own service account in `kube-system`, by tokens that the manager asks for.
 fn service_accounts(target: Target, manager: &Client) -> Result<ClientFactory> {
     let nobody = Target { identity: Identity::default(), ..target };
-    let anonymous = connect::from_target(nobody, connect::default_user_agent())?;
+    let anonymous = from_target(nobody, default_user_agent())?;
     let manager = manager.clone();
     Ok(Arc::new(move |name: &str| {
         if name.is_empty() {
             return manager.clone();
         }
-        connect::as_service_account(anonymous.clone(), manager.clone(), "kube-system", name)
+        as_service_account(anonymous.clone(), manager.clone(), "kube-system", name)
     }))
 }
 
