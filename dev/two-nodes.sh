@@ -10,11 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${COXSWAIN_NAMESPACE:-}" != 1 ]; then echo "$0 belongs inside dev/in-namespace.sh" >&2; exit 1; fi
 binary=$(realpath "${COXSWAIN:-target/debug/coxswain}")
-dir=$(mktemp -d /tmp/coxswain-two.get_nodes() { "$kubectl" --kubeconfig "$dir/a/admin.kubeconfig" get nodes "$@"; }
-# The taints of a node that is not ready yet outlast that by a moment.
-ready_nodes() {
-    [ "$(get_nodes --no-headers | grep -cw Ready)" = 2 ] && [ -z "$(get_nodes -o 'jsonpath={.items[*].spec.taints}')" ]
-}
+dir=$(mktemp -d /tmp/coxswain-two.XXXXXX)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf --one-file-system "$dir" 2>/dev/null || true' EXIT
 
 # This namespace is node A; node B gets one of its own, kept by a sleeping process.
