@@ -4,13 +4,14 @@
 #
 #   GOLDEN_CLUSTER=DIR dev/golden-cluster.sh [ARGUMENTS OF cluster_golden.py replay…]
 #
-# Takes about ten minutes; needs root. With arguments of its own (such as --only) the number is not compared.
+# Takes about four minutes; needs root. With arguments of its own (such as --only) the number is not compared.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 golden=$(realpath -m "${GOLDEN_CLUSTER:-../shared/golden-cluster}")
 if [ ! -f "$golden/cluster_golden.py" ]; then echo "No recordings at $golden: nothing to replay."; exit 0; fi
-binary=${COXSWAIN:-target/debug/coxswain}
-[ -x "$binary" ] || cargo build -p coxswain
+if [ "$(id -u)" -ne 0 ]; then echo "Two nodes need root: run this with sudo." >&2; exit 1; fi
+export COXSWAIN=${COXSWAIN:-target/debug/coxswain}
+[ -x "$COXSWAIN" ] || cargo build -p coxswain
 make --no-print-directory images
 kubectl=$PWD/.cache/bin/kubectl-1.36
 [ -x "$kubectl" ] || { echo "$kubectl is missing: run dev/install.sh" >&2; exit 1; }

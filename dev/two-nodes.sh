@@ -53,7 +53,8 @@ wait_for() { # wait_for SECONDS WHAT COMMAND…
 dev/registry.py target/images.tar 192.168.252.1 5000 >"$dir/registry.log" 2>&1 &
 for node in a bdata; do
     mkdir -p "$dir/$node/containerd/certs.d/registry.k8s.io"
-    printf 'server = "http://192.168.252.1:5000"\n' >"$dir/$node/containerd/certs.d/registry.k8s.io/hosts.toml"
+    printf 'server = "%s"\n[host."%s"]\n' http://192.168.252.1:5000 http://192.168.252.1:5000 \
+        >"$dir/$node/containerd/certs.d/registry.k8s.io/hosts.toml"
 done
 "$binary" up --data-dir "$dir/a" --node-name node-a --node-ip 192.168.252.1 --image-archive target/images.tar \
     --eviction-hard "memory.available<50Mi" >"$dir/a.log" 2>&1 &

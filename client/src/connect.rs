@@ -15,6 +15,7 @@ mod transport;
 
 pub use kubeconfig::{Cluster, Identity, Target};
 pub use service_account::as_service_account;
+pub use tls::AnyServer;
 
 /// Why no connection could be configured.
 #[derive(Debug, thiserror::Error)]

@@ -50,8 +50,15 @@ impl Peer {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Attributes {
     /// A verb on a node's subresource, which is what the paths of a kubelet stand for.
-    Node { verb: &'static str, name: String, subresource: String },
-    Path { verb: &'static str, path: String },
+    Node {
+        verb: &'static str,
+        name: String,
+        subresource: String,
+    },
+    Path {
+        verb: &'static str,
+        path: String,
+    },
 }
 
 /// The verb of a method, as authorizers know it for paths and subresources.

@@ -189,11 +189,8 @@ impl Instances for BareMetal {
 
     async fn metadata(&self, node: &Node) -> Result<Option<InstanceMetadata>, Error> {
         let machine = self.machines.get(name(node)).cloned().unwrap_or_default();
-        let provider_id = if machine.provider_id.is_empty() {
-            format!("{NAME}://{}", name(node))
-        } else {
-            machine.provider_id
-        };
+        let provider_id =
+            if machine.provider_id.is_empty() { format!("{NAME}://{}", name(node)) } else { machine.provider_id };
         let address = |kind: &str, ip: &IpAddr| NodeAddress { type_: kind.to_owned(), address: ip.to_string() };
         let mut addresses: Vec<NodeAddress> =
             machine.internal_addresses.iter().map(|ip| address("InternalIP", ip)).collect();
@@ -204,7 +201,8 @@ impl Instances for BareMetal {
             addresses = own.unwrap_or_default();
         }
         if addresses.is_empty() {
-            let provided = node.metadata.annotations.as_ref().and_then(|a| a.get("alpha.kubernetes.io/provided-node-ip"));
+            let provided =
+                node.metadata.annotations.as_ref().and_then(|a| a.get("alpha.kubernetes.io/provided-node-ip"));
             let ips = provided.iter().flat_map(|ips| ips.split(',')).filter_map(|ip| ip.trim().parse::<IpAddr>().ok());
             addresses = ips.map(|ip| address("InternalIP", &ip)).collect();
         }

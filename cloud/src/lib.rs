@@ -137,12 +137,7 @@ pub async fn run(
     if elector.run(shutdown, work).await { Ok(()) } else { Err(Error::LeadershipLost) }
 }
 
-async fn run_controllers(
-    config: Config,
-    provider: Arc<dyn Provider>,
-    client: Client,
-    shutdown: CancellationToken,
-) {
+async fn run_controllers(config: Config, provider: Arc<dyn Provider>, client: Client, shutdown: CancellationToken) {
     let config = Arc::new(config);
     let informers = Informers::new(client.clone());
     provider.initialize(&client, &informers).await;
@@ -185,7 +180,10 @@ mod tests {
         };
         assert_eq!(enabled(&["*"]).len(), 4);
         assert_eq!(enabled(&["service"]), ["service-lb-controller"]);
-        assert_eq!(enabled(&["*", "-route", "-cloud-node-controller", "-service"]), ["cloud-node-lifecycle-controller"]);
+        assert_eq!(
+            enabled(&["*", "-route", "-cloud-node-controller", "-service"]),
+            ["cloud-node-lifecycle-controller"]
+        );
         let unknown = Config { controllers: vec!["nosuch".to_owned()], ..Config::default() };
         assert!(unknown.check_names().is_err());
     }

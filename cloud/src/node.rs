@@ -9,9 +9,9 @@ use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, even
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus};
 use serde_json::json;
 
+use crate::Context;
 use crate::objects::{name, taints};
 use crate::provider::{Error, InstanceMetadata, Instances};
-use crate::Context;
 
 const UNINITIALIZED: &str = "node.cloudprovider.kubernetes.io/uninitialized";
 const PROVIDED_NODE_IP: &str = "alpha.kubernetes.io/provided-node-ip";
@@ -42,10 +42,8 @@ pub(crate) async fn run(context: Context) {
     });
     let reconcile = |state: Arc<State>, key: ObjectKey| async move { state.reconcile(key).await };
     let workers = context.config.concurrent_node_syncs;
-    let work =
-        drive("cloud-node", state.clone(), queue.clone(), workers, context.shutdown.clone(), reconcile, feeds);
-    let refresh =
-        every(context.config.node_status_update_frequency, &context.shutdown, || state.refresh_addresses());
+    let work = drive("cloud-node", state.clone(), queue.clone(), workers, context.shutdown.clone(), reconcile, feeds);
+    let refresh = every(context.config.node_status_update_frequency, &context.shutdown, || state.refresh_addresses());
     tokio::join!(work, refresh);
 }
 
@@ -55,7 +53,10 @@ fn is_uninitialized(node: &Node) -> bool {
 
 impl State {
     fn instances(&self) -> Result<&dyn Instances, Error> {
-        self.context.provider.instances().ok_or_else(|| Error::Other("cloud provider does not support instances".into()))
+        self.context
+            .provider
+            .instances()
+            .ok_or_else(|| Error::Other("cloud provider does not support instances".into()))
     }
 
     async fn reconcile(&self, key: ObjectKey) -> Result<(), Error> {
@@ -67,7 +68,10 @@ impl State {
         let known = node.spec.as_ref().and_then(|spec| spec.provider_id.clone()).unwrap_or_default();
         if metadata.provider_id.is_empty() {
             if known.is_empty() {
-                return Err(Error::Other(format!("cloud provider does not set node provider ID for node {}", key.name)));
+                return Err(Error::Other(format!(
+                    "cloud provider does not set node provider ID for node {}",
+                    key.name
+                )));
             }
             metadata.provider_id = known;
         }
@@ -151,9 +155,8 @@ fn initialize(node: &Node, metadata: &InstanceMetadata) -> Node {
     }
     for (key, value) in &metadata.additional_labels {
         let domain = key.split_once('/').map_or("", |(domain, _)| domain);
-        let reserved = ["kubernetes.io", "k8s.io"]
-            .iter()
-            .any(|own| domain == *own || domain.ends_with(&format!(".{own}")));
+        let reserved =
+            ["kubernetes.io", "k8s.io"].iter().any(|own| domain == *own || domain.ends_with(&format!(".{own}")));
         if !reserved {
             labels.entry(key.clone()).or_insert_with(|| value.clone());
         }
@@ -165,7 +168,8 @@ fn initialize(node: &Node, metadata: &InstanceMetadata) -> Node {
 fn preferred_first(node: &Node, addresses: Vec<NodeAddress>) -> Result<Vec<NodeAddress>, Error> {
     let provided = node.metadata.annotations.as_ref().and_then(|annotations| annotations.get(PROVIDED_NODE_IP));
     let Some(provided) = provided.filter(|_| !addresses.is_empty()) else { return Ok(addresses) };
-    let Some(first) = addresses.iter().find(|address| address.address == *provided && address.type_ != "Hostname") else {
+    let Some(first) = addresses.iter().find(|address| address.address == *provided && address.type_ != "Hostname")
+    else {
         return Err(Error::Other(format!(
             "failed to get node address from cloud provider that matches ip: {provided}"
         )));
@@ -195,7 +199,11 @@ mod tests {
         let metadata = InstanceMetadata {
             provider_id: "bare-metal://n".into(),
             zone: "z1".into(),
-            additional_labels: vec![("own".into(), "2".into()), ("x.k8s.io/y".into(), "3".into()), ("rack".into(), "4".into())],
+            additional_labels: vec![
+                ("own".into(), "2".into()),
+                ("x.k8s.io/y".into(), "3".into()),
+                ("rack".into(), "4".into()),
+            ],
             ..InstanceMetadata::default()
         };
         let done = initialize(&fresh, &metadata);
@@ -210,7 +218,11 @@ mod tests {
 
     #[test]
     fn the_address_that_the_kubelet_uses_goes_first() {
-        let known = vec![address("InternalIP", "10.0.0.1"), address("InternalIP", "10.0.0.2"), address("ExternalIP", "1.2.3.4")];
+        let known = vec![
+            address("InternalIP", "10.0.0.1"),
+            address("InternalIP", "10.0.0.2"),
+            address("ExternalIP", "1.2.3.4"),
+        ];
         let with = |ip: &str| node(json!({"metadata": {"annotations": {PROVIDED_NODE_IP: ip}}}));
         let ordered = preferred_first(&with("10.0.0.2"), known.clone()).unwrap();
         assert_eq!(ordered, [address("InternalIP", "10.0.0.2"), address("ExternalIP", "1.2.3.4")]);

@@ -130,7 +130,10 @@ mod tests {
     #[test]
     fn routes_follow_the_nodes_and_foreign_ones_stay() {
         let node = |name: &str, cidr: &str| {
-            Arc::new(serde_json::from_value::<Node>(json!({"metadata": {"name": name}, "spec": {"podCIDRs": [cidr]}})).unwrap())
+            Arc::new(
+                serde_json::from_value::<Node>(json!({"metadata": {"name": name}, "spec": {"podCIDRs": [cidr]}}))
+                    .unwrap(),
+            )
         };
         let route = |node: &str, cidr: &str, blackhole: bool| Route {
             name: String::new(),

@@ -101,9 +101,10 @@ pub(crate) async fn run(context: Context) {
 
 /// Whoever names a class does not want the load balancer that comes by default.
 pub(crate) fn wants_load_balancer(service: &Service) -> bool {
-    service.spec.as_ref().is_some_and(|spec| {
-        spec.type_.as_deref() == Some("LoadBalancer") && spec.load_balancer_class.is_none()
-    })
+    service
+        .spec
+        .as_ref()
+        .is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer") && spec.load_balancer_class.is_none())
 }
 
 fn has_finalizer(service: &Service) -> bool {
@@ -213,7 +214,8 @@ impl State {
         if wants_load_balancer(&service) && !needs_cleanup(&service) {
             // What changed may be nodes only.
             let unchanged = former.as_ref().is_some_and(|former| !needs_update(former, &service));
-            let in_sync = unchanged && self.known.lock().get(key).is_some_and(|k| k.hosts.is_some() && k.retry.is_none());
+            let in_sync =
+                unchanged && self.known.lock().get(key).is_some_and(|k| k.hosts.is_some() && k.retry.is_none());
             self.remember(key, &service);
             if in_sync {
                 return self.update_hosts(balancer, key, &service).await;
@@ -398,11 +400,13 @@ mod tests {
 
     #[test]
     fn only_what_a_load_balancer_depends_on_counts() {
-        let plain = service(json!({"metadata": {"uid": "1"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}}));
+        let plain =
+            service(json!({"metadata": {"uid": "1"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}}));
         let mut labelled = plain.clone();
         labelled.metadata.labels = Some(BTreeMap::from([("a".to_owned(), "b".to_owned())]));
         assert!(!needs_update(&plain, &labelled));
-        let other_port = service(json!({"metadata": {"uid": "1"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 81}]}}));
+        let other_port =
+            service(json!({"metadata": {"uid": "1"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 81}]}}));
         assert!(needs_update(&plain, &other_port));
         let classed = service(json!({"spec": {"type": "LoadBalancer", "loadBalancerClass": "x/y"}}));
         assert!(!wants_load_balancer(&classed));

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::{drive, every, feed};
 use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Client, Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
 use jiff::Timestamp;
@@ -14,7 +15,6 @@ use k8s_openapi::api::certificates::v1::{
 };
 
 use crate::Context;
-use coxswain_client::drive::{drive, every, feed};
 use crate::common::{owners, time};
 
 mod signer;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::objects::{self, PatchKind};
 use coxswain_client::{Client, Informer, ObjectKey, Store, WorkQueue, errors, kube};
 use http::Method;
@@ -9,7 +10,6 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use serde_json::json;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::{owners, selector};
 
 type State = (Client, Store<ClusterRole>);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Informer, ObjectKey, Store, WorkQueue, errors, kube};
@@ -13,7 +14,6 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::owners;
 use crate::job::conditions;
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::expectations::Expectations;
 use coxswain_client::objects;
@@ -16,7 +17,6 @@ use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use parking_lot::Mutex;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::slim::{self, SlimPod};
 use crate::common::{claim, hash, history, nodes, owners, pod_control, pods, selector};
 

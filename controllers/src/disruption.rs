@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::objects;
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
@@ -17,9 +18,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::slim::SlimPod;
 use crate::common::{int_or_percent, owners, pods, selector, time};
+
+mod stale;
 
 /// An evicted pod that is still there after this is not going.
 const DISRUPTION_TIMEOUT: Duration = Duration::from_secs(120);
@@ -85,7 +87,7 @@ pub async fn run(context: Context) {
             }),
         )
     };
-    drive(
+    let budgets_kept = drive(
         "disruption",
         controller.clone(),
         controller.queue.clone(),
@@ -93,8 +95,8 @@ pub async fn run(context: Context) {
         context.shutdown.clone(),
         |controller, key| async move { controller.reconcile(key).await },
         feeds,
-    )
-    .await;
+    );
+    tokio::join!(budgets_kept, stale::run(context.clone()));
 }
 
 /// The pods a budget is about, as far as they count.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
@@ -11,7 +12,6 @@ use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::slim::SlimPod;
 use crate::common::{owners, pods, selector};
 use crate::endpointslice::plan::TRIGGER_TIME;

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
@@ -12,7 +13,6 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::slim::SlimPod;
 use crate::common::{owners, pod_control, selector};
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::every;
 use coxswain_client::informer::{Change, Reflector, Target};
 use coxswain_client::objects::{self, Deletion, PatchKind};
 use coxswain_client::runner::run_controller;
@@ -22,7 +23,6 @@ use tokio::time::Instant;
 
 use crate::Context;
 use crate::common::discovery::{self, Resource};
-use coxswain_client::drive::every;
 use crate::common::owners;
 
 mod graph;

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::expectations::Expectations;
 use coxswain_client::objects::{self, PatchKind};
@@ -20,7 +21,6 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::slim::{self, SlimPod};
 use crate::common::{claim, owners, pod_control, pods, time};
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::informer::Listed;
 use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Client, Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
@@ -17,7 +18,6 @@ use serde::Deserialize;
 
 use crate::Context;
 use crate::common::discovery::{self, Resource};
-use coxswain_client::drive::{drive, feed};
 use crate::common::{owners, time};
 
 const WORKERS: usize = 10;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::objects::{self, PatchKind};
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, kube};
@@ -13,7 +14,6 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::owners;
 
 const WORKERS: usize = 4;

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::objects;
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
@@ -16,7 +17,6 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::slim::SlimPod;
 use crate::common::time;
 

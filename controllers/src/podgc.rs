@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::every;
 use coxswain_client::objects::{self, Deletion, PatchKind};
 use coxswain_client::{Informer, ObjectKey, errors, kube};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -13,7 +14,6 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::Context;
-use coxswain_client::drive::every;
 use crate::common::slim::SlimPod;
 use crate::common::{nodes, owners, pods, time};
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use coxswain_api::quantity::Quantity;
+use coxswain_client::drive::{drive, every, feed};
 use coxswain_client::informer::{Change, Reflector, Target};
 use coxswain_client::objects;
 use coxswain_client::{Event, Informer, ObjectKey, Selection, Store, WorkQueue, errors, kube};
@@ -17,7 +18,6 @@ use tokio::task::AbortHandle;
 
 use crate::Context;
 use crate::common::discovery::Resource;
-use coxswain_client::drive::{drive, every, feed};
 use crate::common::slim::SlimPod;
 use crate::common::{owners, pods};
 

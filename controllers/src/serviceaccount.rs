@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Client, Event, Informer, ObjectKey, Selection, Store, WorkQueue, errors, kube};
 use k8s_openapi::ByteString;
@@ -11,7 +12,6 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::owners;
 
 mod token;

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::objects::{self, PatchKind};
 use coxswain_client::{Client, Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
 use ipnet::IpNet;
@@ -12,7 +13,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::{owners, time};
 
 const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";

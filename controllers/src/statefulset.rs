@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
@@ -16,7 +17,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::slim::{self, SlimPod};
 use crate::common::{claim, hash, history, owners, pods, selector};
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::objects::{self, PatchKind};
 use coxswain_client::{Client, Informer, ObjectKey, Store, WorkQueue, errors, kube};
 use k8s_openapi::api::core::v1::Node;
@@ -10,7 +11,6 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::owners;
 
 const ANNOTATION: &str = "node.alpha.kubernetes.io/ttl";

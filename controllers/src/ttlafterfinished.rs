@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Client, Informer, ObjectKey, Store, WorkQueue, errors, kube};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::{owners, time};
 use crate::job::conditions;
 

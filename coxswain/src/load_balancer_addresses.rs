@@ -69,9 +69,11 @@ type Local = (ObjectKey, BTreeSet<String>);
 fn local(slice: EndpointSlice) -> Local {
     let service = slice.metadata.labels.and_then(|mut labels| labels.remove("kubernetes.io/service-name"));
     let key = ObjectKey::new(slice.metadata.namespace.unwrap_or_default(), service.unwrap_or_default());
-    let ready = slice.endpoints.into_iter().flatten().filter(|endpoint| {
-        endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready != Some(false))
-    });
+    let ready = slice
+        .endpoints
+        .into_iter()
+        .flatten()
+        .filter(|endpoint| endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready != Some(false)));
     (key, ready.filter_map(|endpoint| endpoint.node_name).collect())
 }
 
@@ -138,6 +140,13 @@ pub async fn run(node_name: &str, informers: &Informers, shutdown: CancellationT
     apply(&handle, &BTreeSet::new()).await
 }
 
+/// Removes every address that this module added.
+pub async fn reset() -> Result<()> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
+    tokio::spawn(connection);
+    apply(&handle, &BTreeSet::new()).await
+}
+
 async fn apply(handle: &Handle, wanted: &BTreeSet<Ipv4Addr>) -> Result<()> {
     let Some(link) = handle.link().get().match_name(INTERFACE.to_owned()).execute().try_next().await? else {
         return Ok(());
@@ -179,7 +188,8 @@ mod tests {
     #[test]
     fn each_address_is_one_ready_nodes() {
         let node = |name: &str, ready: &str| -> Arc<Able> {
-            let json = json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": ready}]}});
+            let json =
+                json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": ready}]}});
             Arc::new(able(serde_json::from_value(json).unwrap()))
         };
         let service = |name: &str, ip: &str, policy: &str| -> Arc<Announced> {

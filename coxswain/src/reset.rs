@@ -1,7 +1,7 @@
 //! `coxswain reset`: removes every trace of a cluster or node from this machine: pods, mounts, network, rules, cgroups, data.
 
 use crate::containerd::{Containerd, run_dir};
-use crate::{node, node_network};
+use crate::{load_balancer_addresses, node, node_network};
 use anyhow::{Context, Result, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use coxswain_kubelet::cri::Runtime;
@@ -61,6 +61,7 @@ async fn reset(data_dir: &Path) -> Result<()> {
     unmount_below(&[data_dir.to_owned(), run_dir(data_dir)]);
     if had_node {
         node_network::reset().await?;
+        load_balancer_addresses::reset().await?;
         coxswain_proxy::cleanup().await.context("removing the rules of Services")?;
         remove_cgroups(data_dir);
     }

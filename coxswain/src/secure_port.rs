@@ -109,7 +109,9 @@ fn acceptor(flags: &Flags, client_ca: &[u8]) -> Result<TlsAcceptor> {
         (Some(certificate), Some(key)) => (read(&certificate)?, read(&key)?),
         _ => self_signed(flags)?,
     };
-    let chain = CertificateDer::pem_slice_iter(&certificate).collect::<Result<Vec<_>, _>>().context("reading the certificate")?;
+    let chain = CertificateDer::pem_slice_iter(&certificate)
+        .collect::<Result<Vec<_>, _>>()
+        .context("reading the certificate")?;
     let key = PrivateKeyDer::from_pem_slice(&key).context("reading the key")?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
@@ -268,7 +270,13 @@ impl Port {
             1.0,
         );
         let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        gauge("process_start_time_seconds", "Start time of the process since unix epoch in seconds.", "gauge", "", started);
+        gauge(
+            "process_start_time_seconds",
+            "Start time of the process since unix epoch in seconds.",
+            "gauge",
+            "",
+            started,
+        );
         let (cpu, memory) = usage().unwrap_or_default();
         gauge("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.", "counter", "", cpu);
         gauge("process_resident_memory_bytes", "Resident memory size in bytes.", "gauge", "", memory);
@@ -290,7 +298,12 @@ fn usage() -> Option<(f64, f64)> {
 
 /// `ok`, or with `?verbose` the checks one by one.
 fn health(uri: &http::Uri) -> Response<Full<Bytes>> {
-    let verbose = uri.query().is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("verbose")));
+    let verbose =
+        uri.query().is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("verbose")));
     let name = uri.path().trim_matches('/');
-    if verbose { text(StatusCode::OK, format!("[+]ping ok\n{name} check passed\n")) } else { text(StatusCode::OK, "ok") }
+    if verbose {
+        text(StatusCode::OK, format!("[+]ping ok\n{name} check passed\n"))
+    } else {
+        text(StatusCode::OK, "ok")
+    }
 }

@@ -378,12 +378,7 @@ fn start_scheduler(server: &Server, work: &CancellationToken, tasks: &mut JoinSe
 }
 
 /// Without addresses to hand out there is nothing that the machines themselves do not know better.
-fn start_cloud(
-    plan: &Plan,
-    server: &Server,
-    work: &CancellationToken,
-    tasks: &mut JoinSet<Result<()>>,
-) -> Result<()> {
+fn start_cloud(plan: &Plan, server: &Server, work: &CancellationToken, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
     if plan.load_balancer_addresses.is_empty() {
         return Ok(());
     }

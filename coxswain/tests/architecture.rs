@@ -24,7 +24,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("conformance", &["client"][..]),
         ("bench", &["client", "storage"][..]),
         ("testapp", &[][..]),
-        ("coxswain", &["api", "storage", "apiserver", "client", "scheduler", "controllers", "cloud", "kubelet", "proxy"][..]),
+        (
+            "coxswain",
+            &["api", "storage", "apiserver", "client", "scheduler", "controllers", "cloud", "kubelet", "proxy"][..],
+        ),
     ])
 }
 

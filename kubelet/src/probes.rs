@@ -140,11 +140,7 @@ impl Prober {
     /// it spreads the first probes over their periods, so that they do not all come together.
     fn first_probe(&self, period: Duration) -> tokio::time::Instant {
         let now = tokio::time::Instant::now();
-        if period > UNSPREAD_MAX && period > now - self.started {
-            now + period.mul_f64(rand::random())
-        } else {
-            now
-        }
+        if period > UNSPREAD_MAX && period > now - self.started { now + period.mul_f64(rand::random()) } else { now }
     }
 }
 

@@ -30,12 +30,8 @@ struct Account {
 
 /// A client that sends through `anonymous`, which has no identity of its own, as the service account. The account is made if it is missing.
 pub fn as_service_account(anonymous: Client, manager: Client, namespace: &str, name: &str) -> Client {
-    let account = Arc::new(Account {
-        manager,
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        token: Mutex::default(),
-    });
+    let account =
+        Arc::new(Account { manager, namespace: namespace.to_owned(), name: name.to_owned(), token: Mutex::default() });
     let service = tower::service_fn(move |mut request: http::Request<kube::client::Body>| {
         let (anonymous, account) = (anonymous.clone(), account.clone());
         async move {

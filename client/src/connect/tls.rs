@@ -44,7 +44,13 @@ pub(super) fn config(cluster: &Cluster, identity: &Identity, protocols: &[&[u8]]
 
 /// Accepts every certificate, for `insecure-skip-tls-verify`; the handshake's signatures are still checked.
 #[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
+pub struct AnyServer(Arc<CryptoProvider>);
+
+impl AnyServer {
+    pub fn new(provider: Arc<CryptoProvider>) -> Self {
+        Self(provider)
+    }
+}
 
 impl ServerCertVerifier for AnyServer {
     fn verify_server_cert(

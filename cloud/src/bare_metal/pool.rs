@@ -89,7 +89,9 @@ impl Pool {
             let asked = wanted.filter(|address| family(*address) == of);
             let present = held.iter().copied().find(|address| family(*address) == of);
             let next = match (asked, present) {
-                (Some(asked), _) if !self.contains(asked) => Err(format!("{asked} is not in the pool of load balancer addresses")),
+                (Some(asked), _) if !self.contains(asked) => {
+                    Err(format!("{asked} is not in the pool of load balancer addresses"))
+                }
                 (Some(asked), _) if !self.is_free(asked) => Err(format!("{asked} is the address of another Service")),
                 (Some(asked), _) => Ok(Some(asked)),
                 (None, Some(present)) => Ok(Some(present)),
@@ -141,9 +143,13 @@ mod tests {
     #[test]
     fn ranges_are_written_in_three_ways() {
         let pool = pool(&["192.0.2.1-192.0.2.3", "198.51.100.0/30", "2001:db8::7"]);
-        for (address, inside) in
-            [("192.0.2.3", true), ("192.0.2.4", false), ("198.51.100.3", true), ("2001:db8::7", true), ("2001:db8::8", false)]
-        {
+        for (address, inside) in [
+            ("192.0.2.3", true),
+            ("192.0.2.4", false),
+            ("198.51.100.3", true),
+            ("2001:db8::7", true),
+            ("2001:db8::8", false),
+        ] {
             assert_eq!(pool.contains(address.parse().unwrap()), inside, "{address}");
         }
         for wrong in ["192.0.2.3-192.0.2.1", "192.0.2.1-::1", "x", "192.0.2.0/40"] {

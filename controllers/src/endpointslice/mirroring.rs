@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, kube};
 use k8s_openapi::api::core::v1::{EndpointAddress, Endpoints, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
@@ -9,7 +10,6 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use super::plan::{self, Desired, Group, TRIGGER_TIME};
 use super::{BY_SERVICE, MANAGED_BY, SERVICE_NAME, STALE_DELAY, Written};
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::owners;
 
 const CONTROLLER: &str = "endpointslicemirroring-controller.k8s.io";

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::objects::{self, Deletion, PatchKind};
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
@@ -14,7 +15,6 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::slim::{self, SlimPod};
 use crate::common::{nodes, owners, pods, time};
 

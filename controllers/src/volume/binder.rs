@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coxswain_api::quantity::Quantity;
+use coxswain_client::drive::{drive, every, feed};
 use coxswain_client::events;
 use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
@@ -19,7 +20,6 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
 use crate::Context;
-use coxswain_client::drive::{drive, every, feed};
 use crate::common::slim::{self, SlimPod};
 use crate::common::{owners, pods, selector, time};
 

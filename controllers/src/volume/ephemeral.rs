@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::events::{self, EventRecorder};
 use coxswain_client::objects;
 use coxswain_client::{Client, Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
@@ -9,7 +10,6 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::slim::SlimPod;
 use crate::common::{owners, pods};
 

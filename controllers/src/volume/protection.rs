@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
+use coxswain_client::drive::{drive, feed};
 use coxswain_client::objects;
 use coxswain_client::{Client, Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::Context;
-use coxswain_client::drive::{drive, feed};
 use crate::common::slim::{self, SlimPod};
 use crate::common::{owners, pods};
 
