@@ -1,6 +1,6 @@
 # The two commands of the project, and the parts they are made of. Everything else is plain cargo.
 
-.PHONY: up test install build images unit deny clean-cluster conformance
+.PHONY: up test faults install build images unit deny clean-cluster conformance
 
 # Root is needed for nodes; without it `up` runs the control plane with one hollow node.
 UP_FLAGS ?=
@@ -19,6 +19,14 @@ up: install
 # Installs what is missing and runs all tests; the ones that need a cluster run in namespaces of their own.
 test: install
 	dev/test.sh
+
+# Kills, halts, cuts off and fills up servers and stores, 300 times, and checks what clients saw. `make test` has a shorter
+# draw. FAULTS=N for another number, FAULT_SEED=N to repeat a run.
+FAULTS ?= 100
+faults: install
+	cargo build -p coxswain -p conformance
+	dev/in-namespace.sh target/debug/conformance faults --coxswain $(CURDIR)/target/debug/coxswain --rounds $(FAULTS) \
+	    --backend embedded --backend etcd --backend postgres $(if $(FAULT_SEED),--seed $(FAULT_SEED))
 
 install:
 	dev/install.sh

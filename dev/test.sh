@@ -38,6 +38,9 @@ if [[ $parts == *cluster* ]]; then
     step "kill -9 of the whole control plane under load, ${FAULT_ROUNDS:-50} times"
     dev/in-namespace.sh target/debug/conformance faults --coxswain "$PWD/target/debug/coxswain" \
         --images "$PWD/target/images.tar" --rounds "${FAULT_ROUNDS:-50}"
+    step "API servers and their stores under ${STORE_FAULTS:-10} faults each"
+    dev/in-namespace.sh target/debug/conformance faults --coxswain "$PWD/target/debug/coxswain" \
+        --rounds "${STORE_FAULTS:-10}" --backend embedded --backend etcd --backend postgres
     step "Two nodes, one of them lost"
     dev/in-namespace.sh dev/two-nodes.sh "$PWD/target/debug/conformance" --group two-nodes "${kubectls[-2]}" "${kubectls[-1]}"
 fi
