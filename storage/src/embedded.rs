@@ -12,7 +12,7 @@
 //! | `current` | the key | its state: live or deleted, revision and index of its last change, revision of its creation, expiry, value |
 //! | `history` | revision (8 bytes), index in the commit (4) | time of the commit, the key, its state *before* |
 //! | `expiry` | time in ms (8), the key | nothing |
-//! | `meta` | `format`, `revision`, `compacted`, `pruned` | 8 bytes |
+//! | `meta` | `format`, `revision`, `compacted`, `pruned`, `time` | 8 bytes |
 //!
 //! A state names the change that made it, and that change holds the state before: so a key's versions form a chain from
 //! the present one back, which reads at older revisions follow. What is old is in one place only, in the order of
@@ -37,7 +37,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use view::View;
 
@@ -65,6 +65,8 @@ pub struct Options {
     pub memtable_bytes: u64,
     /// Room on the disk that is never filled with values: the engine needs some to tidy up.
     pub reserve_bytes: u64,
+    /// Read once, when the store is opened.
+    pub wall_clock: fn() -> SystemTime,
 }
 
 impl Default for Options {
@@ -75,6 +77,7 @@ impl Default for Options {
             cache_bytes: 8 << 20,
             memtable_bytes: 8 << 20,
             reserve_bytes: 256 << 20,
+            wall_clock: SystemTime::now,
         }
     }
 }
@@ -151,19 +154,20 @@ impl Published {
 
 impl Embedded {
     pub fn open(directory: &Path, options: Options) -> Result<Embedded> {
-        let Opened { disk, revision, compacted, pruned } = Disk::open(directory, &options)?;
+        let Opened { disk, revision, compacted, pruned, time } = Disk::open(directory, &options)?;
         let snapshot = disk.database.snapshot();
         let view = View { disk: Arc::new(disk), snapshot, revision, compacted };
         let published = Arc::new(Published { slot: RwLock::new(Slot::Open(Arc::new(view))) });
         let feed = Arc::new(Feed::new(revision, options.ring_bytes));
         let (queue, receiver) = mpsc::channel(QUEUE_COMMITS);
+        let clock = Clock::new((options.wall_clock)(), time);
         let committer = Committer {
             options,
             directory: directory.to_owned(),
             published: published.clone(),
             feed: feed.clone(),
             pruned,
-            clock: Clock::new(),
+            clock,
             watermark: Revision(0),
             failed: None,
         };
@@ -277,6 +281,12 @@ impl Storage for Embedded {
 
     async fn current_revision(&self) -> Result<Revision> {
         Ok(self.published.view().await?.revision)
+    }
+
+    async fn size(&self) -> Result<Option<u64>> {
+        let size =
+            |view: &View| view.disk.database.disk_space().map_err(|e| view.disk.error("size", "the engine's files", e));
+        self.read(size).await.map(Some)
     }
 }
 

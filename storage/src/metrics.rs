@@ -139,7 +139,44 @@ pub static CONFIG_INFO: Family = Family::new(
     &["apiserver_id_hash", "hash"],
 );
 
-static FAMILIES: [&Family; 20] = [
+// What only the embedded store has; upstream has no such thing.
+pub static GROUP_SECONDS: Family = Family::new(
+    "coxswain_storage_group_duration_seconds",
+    "How long the embedded store takes to make a group of commits durable.",
+    Kind::Histogram(Buckets::Doubling { first: 0.0001, count: 16 }),
+    &[],
+);
+pub static GROUP_COMMITS: Family = Family::new(
+    "coxswain_storage_group_commits",
+    "How many commits the embedded store makes durable together.",
+    Kind::Histogram(Buckets::Doubling { first: 1.0, count: 10 }),
+    &[],
+);
+pub static WRITE_FAILURES: Family = Family::new(
+    "coxswain_storage_write_failures_total",
+    "Failed writes of the embedded store, after each of which it opens its directory again.",
+    Kind::Counter,
+    &[],
+);
+pub static REVISION: Family = Family::new(
+    "coxswain_storage_revision",
+    "The newest revision of the embedded store, and the oldest that can be read.",
+    Kind::Gauge,
+    &["end"],
+);
+pub static FREE_BYTES: Family = Family::new(
+    "coxswain_storage_free_bytes",
+    "The room on the disk of the embedded store; below its reserve no values are taken.",
+    Kind::Gauge,
+    &[],
+);
+
+static FAMILIES: [&Family; 25] = [
+    &FREE_BYTES,
+    &GROUP_COMMITS,
+    &GROUP_SECONDS,
+    &REVISION,
+    &WRITE_FAILURES,
     &CONFIG_INFO,
     &LAST_RELOAD,
     &RELOADS,

@@ -8,6 +8,7 @@ use super::view::View;
 use super::{Options, Published};
 use crate::feed::Feed;
 use crate::group::{ChangeRecord, Group, State};
+use crate::metrics;
 use crate::{Error, Expect, Op, Result, Revision, Write};
 use fjall::{PersistMode, Readable};
 use std::ops::Bound;
@@ -63,22 +64,25 @@ pub struct Failure {
     no_space: bool,
 }
 
-/// Wall-clock time that never goes back, so that what expires later also sorts later.
+/// The store's own time, by which keys expire and history grows old. It begins at the wall clock's, or where it was when the
+/// store was last open if that is later, and then goes on by the monotonic clock: so it never goes back, what expires later
+/// also sorts later, and a wall clock that jumps, or was wrong once, neither ends nor prolongs anything.
 pub struct Clock {
-    last: u64,
+    begin: u64,
+    opened: Instant,
     /// The expiry index is empty before this time.
     swept: u64,
 }
 
 impl Clock {
-    pub fn new() -> Clock {
-        Clock { last: 0, swept: 0 }
+    pub fn new(wall: SystemTime, last: u64) -> Clock {
+        let wall = wall.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        Clock { begin: wall.max(last), opened: Instant::now(), swept: 0 }
     }
 
-    fn now(&mut self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        self.last = self.last.max(now);
-        self.last
+    /// In milliseconds; of the same order as time since 1970, though no more than that.
+    fn now(&self) -> u64 {
+        self.begin + self.opened.elapsed().as_millis() as u64
     }
 }
 
@@ -170,7 +174,11 @@ impl Committer {
         if group.commits.is_empty() {
             return results;
         }
-        if let Err(error) = self.write(&view, &group) {
+        let begun = Instant::now();
+        let written = self.write(&view, &group);
+        metrics::GROUP_SECONDS.observe(&[], begun.elapsed().as_secs_f64());
+        metrics::GROUP_COMMITS.observe(&[], group.commits.len() as f64);
+        if let Err(error) = written {
             tracing::error!(%error, "a group of commits could not be written");
             self.fail(&error);
             // What of it has reached the disk shows when the directory is opened again.
@@ -214,6 +222,7 @@ impl Committer {
             batch.insert(&disk.history, change_key(*revision, *index), record.encode());
         }
         batch.insert(&disk.meta, "revision", group.revision.0.to_le_bytes());
+        batch.insert(&disk.meta, "time", self.clock.now().to_le_bytes());
         batch.commit().map_err(|e| disk.error("commit", "journal", e))
     }
 
@@ -224,6 +233,7 @@ impl Committer {
     }
 
     fn fail(&mut self, error: &Error) {
+        metrics::WRITE_FAILURES.add(&[], 1);
         self.failed = Some(Failure { at: Instant::now(), no_space: matches!(error, Error::NoSpace(_)) });
     }
 
@@ -275,6 +285,11 @@ impl Committer {
         let view = self.healthy_view()?;
         self.write_watermark().map_err(|e| Error::Unavailable { operation: "maintain", source: e.into() })?;
         self.feed.trim();
+        metrics::REVISION.set(&["newest"], view.revision.0 as f64);
+        metrics::REVISION.set(&["oldest"], view.compacted.0 as f64);
+        if let Ok(free) = free_bytes(&self.directory) {
+            metrics::FREE_BYTES.set(&[], free as f64);
+        }
         let expired = self.expire(&view)?;
         let pruned = self.prune()?;
         Ok(expired || pruned)

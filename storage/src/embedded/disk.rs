@@ -27,6 +27,8 @@ pub struct Opened {
     pub revision: Revision,
     pub compacted: Revision,
     pub pruned: Revision,
+    /// The store's time at the last commit.
+    pub time: u64,
 }
 
 impl Disk {
@@ -68,13 +70,20 @@ impl Disk {
             }
         };
         if format != FORMAT {
-            return Err(disk.corrupt(format!("format {format}; this version of Coxswain reads format {FORMAT}")));
+            let what = format!(
+                "it is of format {format}, which a newer version of Coxswain has made; this one reads format {FORMAT}"
+            );
+            return Err(Error::Unavailable {
+                operation: "open",
+                source: format!("{}: {what}", directory.display()).into(),
+            });
         }
         let revision = Revision(disk.read_meta("revision")?.unwrap_or(0));
         let compacted = Revision(disk.read_meta("compacted")?.unwrap_or(0));
         let pruned = Revision(disk.read_meta("pruned")?.unwrap_or(0));
+        let time = disk.read_meta("time")?.unwrap_or(0);
         disk.check_revision(revision, compacted)?;
-        Ok(Opened { disk, revision, compacted, pruned })
+        Ok(Opened { disk, revision, compacted, pruned, time })
     }
 
     /// The engine takes a journal that is cut short for one that was cut by a crash. What was durable before is known

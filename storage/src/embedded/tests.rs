@@ -2,9 +2,12 @@
 
 use super::{Embedded, Options, VALUE_BYTES_MAX};
 use crate::contract::{self, Factory, delete, put};
-use crate::{Error, Expect, ListOptions, Revision, Storage};
+use crate::{Error, Expect, ListOptions, Op, Revision, Storage, Write};
 use async_trait::async_trait;
+use futures::StreamExt;
 use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +96,33 @@ async fn wait_for(what: &str, condition: impl Fn() -> bool) {
     panic!("waited in vain for {what}");
 }
 
+/// The clock of a machine that came up ten years ahead and was then set right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wall_clock_that_was_wrong_neither_ends_nor_prolongs_anything() {
+    let directory = tempfile::tempdir().unwrap();
+    let ahead = || std::time::SystemTime::now() + Duration::from_secs(10 * 365 * 86_400);
+    let with_ttl = |key: &str, ms| {
+        let op = Op::Put { value: "v".into(), ttl: Some(Duration::from_millis(ms)) };
+        vec![Write { key: key.into(), expect: Expect::Any, op }]
+    };
+    let store = Embedded::open(directory.path(), Options { wall_clock: ahead, ..Options::default() }).unwrap();
+    let first = store.commit(with_ttl("/long", 3_600_000)).await.unwrap();
+    store.commit(with_ttl("/short", 2_000)).await.unwrap();
+    drop(store);
+    let store = open(directory.path()).unwrap();
+    store.commit(with_ttl("/later", 1_000)).await.unwrap();
+    let begun = std::time::Instant::now();
+    let left = loop {
+        let left = store.list("/", ListOptions::default()).await.unwrap().entries;
+        if left.len() == 1 || begun.elapsed() > Duration::from_secs(10) {
+            break left;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(left.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["/long"]);
+    assert!(store.get("/long", Some(first)).await.unwrap().0.is_some(), "history stays as long as it is to be kept");
+}
+
 /// Writes some data, closes, lets `damage` loose on the directory, and returns what opening and reading says.
 async fn after_damage(damage: impl FnOnce(&Path)) -> crate::Result<usize> {
     let directory = tempfile::tempdir().unwrap();
@@ -157,4 +187,80 @@ async fn a_flipped_bit_in_a_table_is_noticed() {
         std::fs::write(table, bytes).unwrap();
     };
     assert_corrupt(after_damage(flip).await);
+}
+
+/// Whatever bit of whatever file is turned over or cut off: the store says that it is damaged, or has everything as it was.
+/// It never serves anything else.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_damage_makes_the_store_serve_what_was_never_written() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let value = |i: usize| vec![i as u8; 400 + i];
+    let whole = tempfile::tempdir().unwrap();
+    let store = open(whole.path()).unwrap();
+    for i in 0..400 {
+        store.commit(vec![put(&format!("/k/{i}"), value(i), Expect::Any)]).await.unwrap();
+        // A part of it is in tables, the rest in the journal only.
+        if i == 250 {
+            let view = store.published.now().unwrap();
+            view.disk.current.rotate_memtable_and_wait().unwrap();
+            view.disk.history.rotate_memtable_and_wait().unwrap();
+        }
+    }
+    drop(store);
+    let (mut refused, mut unharmed) = (0, 0);
+    for round in 0..60 {
+        let copy = tempfile::tempdir().unwrap();
+        let copied = std::process::Command::new("cp").arg("-a").arg(whole.path().join(".")).arg(copy.path()).status();
+        assert!(copied.unwrap().success());
+        let files = files_below(copy.path(), &|p| p.metadata().unwrap().len() > 0);
+        let file = &files[rng.random_range(0..files.len())];
+        let mut bytes = std::fs::read(file).unwrap();
+        // Journals are allocated ahead: what lies behind the data is nobody's.
+        let end = bytes.iter().rposition(|b| *b != 0).map_or(1, |at| at + 1);
+        let at = rng.random_range(0..end);
+        match rng.random_bool(0.7) {
+            true => bytes[at] ^= 1 << rng.random_range(0..8),
+            false => bytes.truncate(at),
+        }
+        std::fs::write(file, bytes).unwrap();
+        let what = format!("seed {seed}, round {round}: {} at {at} of {end}", file.display());
+        let read = async {
+            let store = open(copy.path())?;
+            let page = store.list("/", ListOptions::default()).await?;
+            let mut stream = store.changes("/", Revision(0)).await?;
+            let mut seen = Revision(0);
+            while seen < page.revision {
+                let commit = stream.next().await.unwrap()?;
+                assert_eq!(commit.revision.0, seen.0 + 1, "{what}");
+                seen = commit.revision;
+            }
+            Ok::<_, Error>(page)
+        };
+        match read.await {
+            Ok(page) => {
+                unharmed += 1;
+                let found: BTreeMap<String, Vec<u8>> =
+                    page.entries.iter().map(|e| (e.key.to_string(), e.value.to_vec())).collect();
+                let written: BTreeMap<String, Vec<u8>> = (0..400).map(|i| (format!("/k/{i}"), value(i))).collect();
+                assert!(found == written, "{what}: {} entries are served, of which not all are right", found.len());
+            }
+            Err(Error::Corrupt { .. } | Error::Unavailable { .. }) => refused += 1,
+            Err(other) => panic!("{what}: {other}"),
+        }
+    }
+    println!("{refused} refused, {unharmed} unharmed");
+    assert!(refused > 10, "of 60 damages only {refused} were noticed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_of_a_newer_version_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let disk = store.published.now().unwrap().disk.clone();
+    disk.meta.insert("format", 2u64.to_le_bytes()).unwrap();
+    drop((disk, store));
+    let refusal = open(directory.path()).err().unwrap().to_string();
+    assert!(refusal.contains("format 2") && refusal.contains("newer version of Coxswain"), "{refusal}");
 }
