@@ -8,6 +8,7 @@
 mod apiextensions;
 mod autoscaling;
 mod events;
+mod networking;
 mod resource;
 
 pub use apiextensions::definition_from_v1beta1;
@@ -49,6 +50,12 @@ fn route(kind: &str, from: &GroupVersion, to: &GroupVersion) -> Option<fn(&mut V
         ("Event", [("", "v1"), ("events.k8s.io", _)]) => Some(events::from_core),
         (_, [("resource.k8s.io", "v1beta1"), ("resource.k8s.io", "v1" | "v1beta2")]) => resource::from_v1beta1(kind),
         (_, [("resource.k8s.io", "v1" | "v1beta2"), ("resource.k8s.io", "v1beta1")]) => resource::to_v1beta1(kind),
+        ("Ingress", [("extensions" | "networking.k8s.io", "v1beta1"), ("networking.k8s.io", "v1")]) => {
+            Some(networking::ingress_from_v1beta1)
+        }
+        ("PriorityLevelConfiguration", [(_, "v1beta1" | "v1beta2"), (_, "v1" | "v1beta3")]) => {
+            Some(networking::priority_level_from_v1beta2)
+        }
         _ => None,
     }
 }
@@ -112,5 +119,20 @@ mod tests {
             "spec": {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "x", "count": 2}}]}}, "status": {}});
         let beta = there_and_back(&claim, &GroupVersion { group: "resource.k8s.io".into(), version: "v1beta1".into() });
         assert_eq!(beta["spec"]["devices"]["requests"], json!([{"name": "r", "deviceClassName": "x", "count": 2}]));
+    }
+
+    #[test]
+    fn an_old_ingress_keeps_its_backends() {
+        let mut ingress = json!({"apiVersion": "extensions/v1beta1", "kind": "Ingress", "metadata": {"name": "a"},
+            "spec": {"backend": {"serviceName": "s", "servicePort": 80}, "rules": [{"host": "h", "http": {"paths": [
+                {"path": "/", "backend": {"serviceName": "t", "servicePort": "web"}},
+                {"path": "/r", "pathType": "Prefix", "backend": {"resource": {"apiGroup": "g", "kind": "B", "name": "b"}, "serviceName": "", "servicePort": 0}}]}}]}});
+        convert(&mut ingress, &GroupVersion { group: "networking.k8s.io".into(), version: "v1".into() });
+        assert_eq!(
+            ingress["spec"],
+            json!({"defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}, "rules": [{"host": "h", "http": {"paths": [
+                {"path": "/", "pathType": "ImplementationSpecific", "backend": {"service": {"name": "t", "port": {"name": "web"}}}},
+                {"path": "/r", "pathType": "Prefix", "backend": {"resource": {"apiGroup": "g", "kind": "B", "name": "b"}}}]}}]})
+        );
     }
 }

@@ -153,6 +153,8 @@ impl Store {
     ) -> Result<Arc<Object>, CommitError> {
         let json = object::stored_bytes(object, &self.hub.schema);
         let value = self.values.seal(&key, object, &json).await.map_err(CommitError::Refused)?;
+        // Only events end by themselves, and how soon is a matter of a flag.
+        let ttl = ttl.map(|_| self.feed.layout().event_ttl);
         let write = Write { key: key.clone(), expect, op: Op::Put { value, ttl } };
         let operation = if expect == Expect::Absent { "create" } else { "update" };
         let revision = match self.counted(operation, self.storage.commit(vec![write])).await {

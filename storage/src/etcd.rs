@@ -96,7 +96,12 @@ impl Etcd {
         let reuse = |seconds: i64| (seconds / 20).min(self.options.lease_reuse.as_secs() as i64);
         let mut leases = self.leases.lock().await;
         leases.retain(|seconds, lease| {
-            lease.keys < LEASE_KEYS_MAX && lease.granted.elapsed() < Duration::from_secs(reuse(*seconds) as u64)
+            let fresh = lease.granted.elapsed() < Duration::from_secs(reuse(*seconds) as u64);
+            let kept = fresh && lease.keys < LEASE_KEYS_MAX;
+            if !kept {
+                crate::metrics::LEASE_OBJECTS.observe(&[], lease.keys as f64);
+            }
+            kept
         });
         if let Some(lease) = leases.get_mut(&seconds) {
             lease.keys += 1;

@@ -217,6 +217,8 @@ impl Feed {
         let mut touched: Vec<(&Arc<Store>, Vec<(Arc<str>, Option<Arc<Object>>)>)> = Vec::new();
         for change in changes.changes {
             let Some(store) = store_of(&stores, self.layout.root(), &change.key) else { continue };
+            let hub = &store.hub;
+            coxswain_storage::metrics::EVENTS_RECEIVED.add(&[&hub.group_version.group, &hub.plural], 1);
             let object = match change.value {
                 None => None,
                 Some(entry) => match store.cache().take_pending(&change.key, revision) {

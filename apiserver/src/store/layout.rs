@@ -4,6 +4,7 @@
 use coxswain_api::codec::Format;
 use coxswain_storage::encryption::Encryption;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One for the whole server, made of its flags.
 #[derive(Clone)]
@@ -12,6 +13,8 @@ pub struct Layout {
     root: Arc<str>,
     /// The encoding of built-in kinds (`--storage-media-type`).
     pub format: Format,
+    /// How long events are kept (`--event-ttl`); nothing else ends by itself.
+    pub event_ttl: Duration,
     /// Encryption at rest (`--encryption-provider-config`).
     pub encryption: Option<Arc<Encryption>>,
 }
@@ -32,7 +35,7 @@ impl Layout {
     pub fn new(prefix: &str, format: Format) -> Self {
         let prefix = prefix.trim_matches('/');
         let root = if prefix.is_empty() { "/".into() } else { format!("/{prefix}/").into() };
-        Self { root, format, encryption: None }
+        Self { root, format, event_ttl: Duration::from_secs(3600), encryption: None }
     }
 
     pub fn root(&self) -> &str {

@@ -207,6 +207,9 @@ async fn layout(flags: &Flags, backend: Backend) -> Result<Layout> {
         )
     };
     let mut layout = Layout::new(&flags.get("etcd-prefix").unwrap_or_default(), format);
+    if let Some(ttl) = flags.duration("event-ttl")? {
+        layout.event_ttl = ttl;
+    }
     let reload = flags.bool("encryption-provider-config-automatic-reload")?;
     match flags.path("encryption-provider-config") {
         Some(path) => {
