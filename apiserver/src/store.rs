@@ -192,7 +192,7 @@ impl Store {
     pub async fn parse(&self, entry: Entry) -> Result<Object, Status> {
         let value::Decoded { tree, json, stale } = self.values.open(&entry, &*self.strategy).await?;
         let object = Object::of_tree(entry.key, self.prefix.len(), entry.modified, &json, &tree, &*self.strategy);
-        Ok(if stale { object.as_stale() } else { object })
+        Ok(if stale { object.into_stale() } else { object })
     }
 
     async fn commit_error(&self, error: Error) -> CommitError {

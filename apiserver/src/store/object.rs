@@ -74,7 +74,7 @@ impl Object {
         }
     }
 
-    pub(super) fn as_stale(mut self) -> Self {
+    pub(super) fn into_stale(mut self) -> Self {
         self.stale = true;
         self
     }

@@ -221,7 +221,7 @@ async fn tls_and_client_certificates_are_spoken() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_with_rights_on_the_prefix_alone_is_enough() {
     let server = Server::start();
-    drop(open(&[server.url.clone()], Options::default()).await);
+    drop(open(std::slice::from_ref(&server.url), Options::default()).await);
     for command in [
         "role add apiserver",
         "role grant-permission apiserver --prefix=true readwrite /registry/",
@@ -275,7 +275,7 @@ async fn an_endpoint_that_is_gone_is_passed_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_restart_is_not_seen_by_readers_of_keys() {
     let mut server = Server::start();
-    let store = open(&[server.url.clone()], Options::default()).await;
+    let store = open(std::slice::from_ref(&server.url), Options::default()).await;
     store.commit(vec![put("/registry/a", "v", Expect::Absent)]).await.unwrap();
     server.kill();
     let (answer, ()) = tokio::join!(store.get("/registry/a", None), async {
@@ -289,8 +289,8 @@ async fn a_short_restart_is_not_seen_by_readers_of_keys() {
 async fn several_servers_compact_once_in_an_interval() {
     let server = Server::start();
     let options = Options { keep_history: Duration::from_millis(400), ..Options::default() };
-    let first = open(&[server.url.clone()], options.clone()).await;
-    let second = open(&[server.url.clone()], options).await;
+    let first = open(std::slice::from_ref(&server.url), options.clone()).await;
+    let second = open(std::slice::from_ref(&server.url), options).await;
     let mut last = Revision(0);
     for i in 0..30 {
         last = first.commit(vec![put("/registry/a", i.to_string(), Expect::Any)]).await.unwrap();
