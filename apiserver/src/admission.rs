@@ -162,10 +162,10 @@ static PLUGINS: &[(&str, bool, Make)] = &[
     ("CertificateSubjectRestriction", true, |_| Arc::new(certificates::CertificateSubjectRestriction)),
     ("DefaultIngressClass", true, |p| Arc::new(default_ingress_class::DefaultIngressClass { objects: p.objects.clone() })),
     ("PodTopologyLabels", true, |p| Arc::new(pod_topology_labels::PodTopologyLabels { objects: p.objects.clone() })),
-    ("MutatingAdmissionPolicy", true, |p| Arc::new(policy::MutatingAdmissionPolicy::new(p.objects.clone()))),
-    ("MutatingAdmissionWebhook", true, |p| Arc::new(webhook::MutatingAdmissionWebhook::new(p.objects.clone()))),
-    ("ValidatingAdmissionPolicy", true, |p| Arc::new(policy::ValidatingAdmissionPolicy::new(p.objects.clone()))),
-    ("ValidatingAdmissionWebhook", true, |p| Arc::new(webhook::ValidatingAdmissionWebhook::new(p.objects.clone()))),
+    ("MutatingAdmissionPolicy", true, |p| Arc::new(policy::MutatingAdmissionPolicy::new(p.objects.clone(), p.authorization.clone()))),
+    ("MutatingAdmissionWebhook", true, |p| Arc::new(webhook::MutatingAdmissionWebhook::new(p.objects.clone(), p.authorization.clone()))),
+    ("ValidatingAdmissionPolicy", true, |p| Arc::new(policy::ValidatingAdmissionPolicy::new(p.objects.clone(), p.authorization.clone()))),
+    ("ValidatingAdmissionWebhook", true, |p| Arc::new(webhook::ValidatingAdmissionWebhook::new(p.objects.clone(), p.authorization.clone()))),
     ("ResourceQuota", true, |p| Arc::new(resource_quota::ResourceQuota::new(p.objects.clone()))),
 ];
 

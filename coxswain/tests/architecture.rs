@@ -14,7 +14,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("api", &[][..]),
         ("storage", &[][..]),
-        ("apiserver", &["api", "storage"][..]),
+        ("cel", &["api"][..]),
+        ("apiserver", &["api", "cel", "storage"][..]),
         ("client", &["api"][..]),
         ("scheduler", COMPONENT),
         ("controllers", COMPONENT),

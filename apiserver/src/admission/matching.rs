@@ -141,6 +141,18 @@ pub(super) async fn namespace_of(
     }
 }
 
+/// The question whether the caller may do what the request does; only the verb is missing.
+pub(super) fn access_request(attributes: &Attributes<'_>) -> coxswain_cel::AccessRequest {
+    coxswain_cel::AccessRequest {
+        group: attributes.group().into(),
+        resource: attributes.plural().into(),
+        subresource: attributes.subresource.into(),
+        namespace: attributes.namespace.into(),
+        name: attributes.name.into(),
+        ..Default::default()
+    }
+}
+
 /// The request as `AdmissionRequest` shows it, without the objects.
 pub(super) fn request(attributes: &Attributes<'_>) -> Value {
     let version = &attributes.resource.group_version;

@@ -4,9 +4,10 @@ mod mutating;
 
 pub use mutating::MutatingAdmissionPolicy;
 
-use super::cel::{Variables, conditions_hold};
-use super::matching::{Remembered, is_exempt, namespace_of, request, rules_match, selectors_match};
+use super::cel::{Asked, Variables, conditions_hold};
+use super::matching::{Remembered, access_request, is_exempt, namespace_of, request, rules_match, selectors_match};
 use super::{Attributes, Operation, Plugin};
+use crate::authorization::Authorization;
 use crate::objects::Objects;
 use async_trait::async_trait;
 use coxswain_api::selector::Selector;
@@ -20,14 +21,15 @@ pub struct ValidatingAdmissionPolicy {
 }
 
 impl ValidatingAdmissionPolicy {
-    pub fn new(objects: Arc<dyn Objects>) -> Self {
-        Self { common: Common::new(objects, "validatingadmissionpolicies", "validatingadmissionpolicybindings") }
+    pub fn new(objects: Arc<dyn Objects>, authorization: Arc<Authorization>) -> Self {
+        Self { common: Common::new(objects, authorization, "validatingadmissionpolicies", "validatingadmissionpolicybindings") }
     }
 }
 
 /// What policies of both kinds share: whom they are for, and their parameters.
 struct Common {
     objects: Arc<dyn Objects>,
+    authorization: Arc<Authorization>,
     policies: Remembered,
     bindings: Remembered,
 }
@@ -40,10 +42,20 @@ struct Denial {
 }
 
 impl Common {
-    fn new(objects: Arc<dyn Objects>, policies: &'static str, bindings: &'static str) -> Self {
+    fn new(
+        objects: Arc<dyn Objects>,
+        authorization: Arc<Authorization>,
+        policies: &'static str,
+        bindings: &'static str,
+    ) -> Self {
         let policies = Remembered::new(objects.clone(), policies);
         let bindings = Remembered::new(objects.clone(), bindings);
-        Self { objects, policies, bindings }
+        Self { objects, authorization, policies, bindings }
+    }
+
+    /// Who is asked what the caller may do.
+    fn asked(&self, attributes: &Attributes<'_>) -> Asked {
+        Asked { authorization: self.authorization.clone(), user: attributes.ctx.user.clone() }
     }
 
     async fn matches(&self, criteria: &Value, all_if_empty: bool, attributes: &Attributes<'_>) -> Result<bool, Status> {
@@ -119,7 +131,7 @@ impl Common {
 }
 
 /// What a policy says of a request.
-fn evaluate(policy: &Value, variables: &mut Variables) -> Vec<Denial> {
+fn evaluate(policy: &Value, variables: &mut Variables<'_>) -> Vec<Denial> {
     let spec = &policy["spec"];
     let fails = spec["failurePolicy"] != "Ignore";
     let error = |message: String| Denial { message, reason: "Invalid".into() };
@@ -146,18 +158,15 @@ fn evaluate(policy: &Value, variables: &mut Variables) -> Vec<Denial> {
     denials
 }
 
-/// A variable that cannot be computed is an error only for those who use it.
-fn define_variables(spec: &Value, variables: &mut Variables) {
+fn define_variables(spec: &Value, variables: &mut Variables<'_>) {
     for variable in spec["variables"].as_array().into_iter().flatten() {
         let name = variable["name"].as_str().unwrap_or_default();
-        if let Ok(value) = variables.evaluate(variable["expression"].as_str().unwrap_or_default().trim()) {
-            variables.define(name, value);
-        }
+        variables.define(name, variable["expression"].as_str().unwrap_or_default().trim());
     }
 }
 
 /// The message expression if it gives a usable text, else the message, else the expression that failed.
-fn message(validation: &Value, expression: &str, variables: &Variables) -> String {
+fn message(validation: &Value, expression: &str, variables: &Variables<'_>) -> String {
     let computed = validation["messageExpression"].as_str().and_then(|e| variables.text(e.trim()).ok());
     let usable = computed.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty() && !t.contains('\n'));
     let stated = || validation["message"].as_str().map(|m| m.trim().to_owned()).filter(|m| !m.is_empty());
@@ -201,11 +210,13 @@ impl Plugin for ValidatingAdmissionPolicy {
                     }
                     Ok(params) => {
                         let mut denials = Vec::new();
-                        for param in params {
+                        let (shown, asked) = (request(attributes), self.common.asked(attributes));
+                        for param in &params {
                             let mut variables = Variables::new();
                             variables.set("object", attributes.new_object());
                             variables.set("oldObject", attributes.old);
-                            variables.set("request", Some(&request(attributes)));
+                            variables.set("request", Some(&shown));
+                            variables.set_authorizer(&asked, access_request(attributes));
                             variables.set("params", param.as_deref());
                             variables.set("namespaceObject", namespace.as_deref());
                             denials.extend(evaluate(policy, &mut variables));

@@ -6,9 +6,10 @@
 mod client;
 mod trust;
 
-use super::cel::{Variables, conditions_hold};
-use super::matching::{Remembered, is_exempt, request, rules_match, selectors_match};
+use super::cel::{Asked, Variables, conditions_hold};
+use super::matching::{Remembered, access_request, is_exempt, request, rules_match, selectors_match};
 use super::{Attributes, Operation, Plugin};
+use crate::authorization::Authorization;
 use crate::objects::Objects;
 use async_trait::async_trait;
 use base64::Engine;
@@ -29,14 +30,14 @@ pub struct ValidatingAdmissionWebhook {
 }
 
 impl MutatingAdmissionWebhook {
-    pub fn new(objects: Arc<dyn Objects>) -> Self {
-        Self { caller: Caller::new(objects, "mutatingwebhookconfigurations") }
+    pub fn new(objects: Arc<dyn Objects>, authorization: Arc<Authorization>) -> Self {
+        Self { caller: Caller::new(objects, authorization, "mutatingwebhookconfigurations") }
     }
 }
 
 impl ValidatingAdmissionWebhook {
-    pub fn new(objects: Arc<dyn Objects>) -> Self {
-        Self { caller: Caller::new(objects, "validatingwebhookconfigurations") }
+    pub fn new(objects: Arc<dyn Objects>, authorization: Arc<Authorization>) -> Self {
+        Self { caller: Caller::new(objects, authorization, "validatingwebhookconfigurations") }
     }
 }
 
@@ -50,14 +51,15 @@ enum Failure {
 
 struct Caller {
     objects: Arc<dyn Objects>,
+    authorization: Arc<Authorization>,
     client: Client,
     configurations: Remembered,
 }
 
 impl Caller {
-    fn new(objects: Arc<dyn Objects>, resource: &'static str) -> Self {
+    fn new(objects: Arc<dyn Objects>, authorization: Arc<Authorization>, resource: &'static str) -> Self {
         let configurations = Remembered::new(objects.clone(), resource);
-        Self { client: Client::new(objects.clone()), objects, configurations }
+        Self { client: Client::new(objects.clone()), objects, authorization, configurations }
     }
 
     /// The webhooks that the request is for, by the name of their configuration and then in their own order.
@@ -77,19 +79,22 @@ impl Caller {
         Ok(hooks)
     }
 
+    fn conditions_hold(&self, hook: &Value, attributes: &Attributes<'_>) -> Result<bool, String> {
+        let shown = request(attributes);
+        let asked = Asked { authorization: self.authorization.clone(), user: attributes.ctx.user.clone() };
+        let mut variables = Variables::new();
+        variables.set("object", attributes.new_object());
+        variables.set("oldObject", attributes.old);
+        variables.set("request", Some(&shown));
+        variables.set_authorizer(&asked, access_request(attributes));
+        conditions_hold(&hook["matchConditions"], &variables)
+    }
+
     /// Asks one webhook; none if its conditions say that it is not for this request.
     async fn ask(&self, hook: &Value, attributes: &Attributes<'_>) -> Result<Option<Value>, Failure> {
-        let mut variables = Variables::new();
-        if hook["matchConditions"].is_array() {
-            variables.set("object", attributes.new_object());
-            variables.set("oldObject", attributes.old);
-            variables.set("request", Some(&request(attributes)));
-            if !conditions_hold(&hook["matchConditions"], &variables).map_err(Failure::Broken)? {
-                return Ok(None);
-            }
+        if hook["matchConditions"].is_array() && !self.conditions_hold(hook, attributes).map_err(Failure::Broken)? {
+            return Ok(None);
         }
-        // The variables are done with before anything is awaited.
-        drop(variables);
         let name = hook["name"].as_str().unwrap_or_default();
         let harmless = matches!(hook["sideEffects"].as_str(), Some("None" | "NoneOnDryRun"));
         if attributes.ctx.dry_run && !harmless {

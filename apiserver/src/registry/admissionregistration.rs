@@ -5,6 +5,7 @@ pub mod policies;
 pub mod webhooks;
 
 use super::checks;
+use crate::admission::cel::Names;
 use coxswain_api::Value;
 use coxswain_api::field::{Error, ErrorList, View};
 use serde_json::json;
@@ -99,9 +100,13 @@ fn check_resources(resources: &View<'_>, errors: &mut ErrorList) {
 }
 
 /// Names by which match conditions and policies know the request.
-const NAMES: [&str; 5] = ["object", "oldObject", "request", "authorizer", "namespaceObject"];
+const NAMES: [&str; 6] =
+    ["object", "oldObject", "request", "authorizer", "authorizer.requestResource", "namespaceObject"];
 
-fn check_conditions(conditions: &View<'_>, declared: &[&str], errors: &mut ErrorList) {
+/// What webhooks know of it.
+const HOOK_NAMES: [&str; 5] = ["object", "oldObject", "request", "authorizer", "authorizer.requestResource"];
+
+fn check_conditions(conditions: &View<'_>, declared: &Names, errors: &mut ErrorList) {
     use crate::admission::cel::{Wanted, check};
     const MAX: usize = 64;
     if conditions.len() > MAX {
@@ -113,7 +118,7 @@ fn check_conditions(conditions: &View<'_>, declared: &[&str], errors: &mut Error
         let text = expression.str().trim();
         if text.is_empty() {
             errors.push(Error::required(expression.path(), ""));
-        } else if let Some(why) = check(text, Wanted::Bool, declared) {
+        } else if let Err(why) = check(text, Wanted::Bool, declared) {
             errors.push(Error::invalid(expression.path(), expression.str(), why));
         }
         if name.is_empty() {

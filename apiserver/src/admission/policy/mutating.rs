@@ -1,8 +1,9 @@
 //! `MutatingAdmissionPolicy`: changes that expressions describe, as a configuration to apply or as a JSON patch.
 
 use super::{Common, define_variables};
-use crate::admission::cel::{Variables, conditions_hold, construct_maps};
-use crate::admission::matching::{is_exempt, namespace_of, request};
+use crate::admission::cel::{Asked, Variables, conditions_hold};
+use crate::authorization::Authorization;
+use crate::admission::matching::{access_request, is_exempt, namespace_of, request};
 use crate::admission::{Attributes, Operation, Plugin};
 use crate::objects::Objects;
 use async_trait::async_trait;
@@ -15,8 +16,8 @@ pub struct MutatingAdmissionPolicy {
 }
 
 impl MutatingAdmissionPolicy {
-    pub fn new(objects: Arc<dyn Objects>) -> Self {
-        Self { common: Common::new(objects, "mutatingadmissionpolicies", "mutatingadmissionpolicybindings") }
+    pub fn new(objects: Arc<dyn Objects>, authorization: Arc<Authorization>) -> Self {
+        Self { common: Common::new(objects, authorization, "mutatingadmissionpolicies", "mutatingadmissionpolicybindings") }
     }
 }
 
@@ -47,9 +48,10 @@ impl Plugin for MutatingAdmissionPolicy {
                 if !self.common.matches(&binding["spec"]["matchResources"], true, attributes).await? {
                     continue;
                 }
+                let asked = self.common.asked(attributes);
                 let result = self.common.params(policy, binding, attributes).and_then(|params| {
                     let mut each = params.iter();
-                    each.try_for_each(|param| mutate(policy, attributes, param.as_deref(), namespace.as_deref()))
+                    each.try_for_each(|param| mutate(policy, attributes, param.as_deref(), namespace.as_deref(), &asked))
                 });
                 match result {
                     Ok(()) => {}
@@ -74,13 +76,16 @@ fn mutate(
     attributes: &mut Attributes<'_>,
     params: Option<&Value>,
     namespace: Option<&Value>,
+    asked: &Asked,
 ) -> Result<(), String> {
     let spec = &policy["spec"];
     for (index, mutation) in spec["mutations"].as_array().into_iter().flatten().enumerate() {
+        let shown = request(attributes);
         let mut variables = Variables::new();
         variables.set("object", attributes.new_object());
         variables.set("oldObject", attributes.old);
-        variables.set("request", Some(&request(attributes)));
+        variables.set("request", Some(&shown));
+        variables.set_authorizer(asked, access_request(attributes));
         variables.set("params", params);
         variables.set("namespaceObject", namespace);
         // The conditions are about the request, not about what the policy itself makes of it.
@@ -90,8 +95,8 @@ fn mutate(
         define_variables(spec, &mut variables);
         let apply = mutation["patchType"] == "ApplyConfiguration";
         let source = if apply { &mutation["applyConfiguration"] } else { &mutation["jsonPatch"] };
-        let expression = construct_maps(source["expression"].as_str().unwrap_or_default().trim());
-        let described = variables.tree(&expression)?;
+        let described = variables.tree(source["expression"].as_str().unwrap_or_default().trim())?;
+        drop(variables);
         let schema = match attributes.resource.subresource(attributes.subresource) {
             Some(subresource) => &subresource.schema,
             None => &attributes.resource.schema,

@@ -1,7 +1,7 @@
 //! `validatingadmissionpolicies`, `mutatingadmissionpolicies` and their bindings.
 
 use super::{NAMES, check_conditions, check_rule, default, default_scopes};
-use crate::admission::cel::{Wanted, check};
+use crate::admission::cel::{Names, Wanted, check};
 use crate::registry::checks::{self, SelectorLeniency};
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
@@ -37,15 +37,15 @@ impl Resource for Policies {
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         let spec = View::root(object).child("spec");
         let mut errors = ErrorList::new();
-        let mut declared: Vec<&str> = NAMES.to_vec();
-        declared.push("variables");
+        let mut declared = Names::of(&NAMES);
+        declared.add("variables");
         let failure = spec.child("failurePolicy");
         if failure.exists() {
             checks::supported_value(&failure, &["Fail", "Ignore"], &mut errors);
         }
         let kind = spec.child("paramKind");
         if kind.exists() {
-            declared.push("params");
+            declared.add("params");
             check_param_kind(&kind, &mut errors);
         }
         let constraints = spec.child("matchConstraints");
@@ -59,7 +59,7 @@ impl Resource for Policies {
             errors.push(Error::required(constraints.path(), ""));
         }
         check_conditions(&spec.child("matchConditions"), &declared, &mut errors);
-        check_variables(&spec.child("variables"), &declared, &mut errors);
+        check_variables(&spec.child("variables"), &mut declared, &mut errors);
         if self.mutating {
             check_mutations(&spec, &declared, &mut errors);
         } else {
@@ -241,7 +241,7 @@ fn check_actions(actions: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn check_variables(variables: &View<'_>, declared: &[&str], errors: &mut ErrorList) {
+fn check_variables(variables: &View<'_>, declared: &mut Names, errors: &mut ErrorList) {
     let mut seen: Vec<&str> = Vec::new();
     for variable in variables.items() {
         let (name, expression) = (variable.child("name"), variable.child("expression"));
@@ -256,32 +256,19 @@ fn check_variables(variables: &View<'_>, declared: &[&str], errors: &mut ErrorLi
             }
         }
         let text = expression.str().trim();
+        let mut ty = coxswain_cel::Type::Dyn;
         if text.is_empty() {
             errors.push(Error::required(expression.path(), "expression is not specified"));
-        } else if let Some(why) = check(text, Wanted::Any, declared).or_else(|| undefined_variable(text, &seen)) {
-            errors.push(Error::invalid(expression.path(), expression.str(), why));
+        } else {
+            // A variable sees only those before it.
+            match check(text, Wanted::Any, declared) {
+                Ok(found) => ty = found,
+                Err(why) => errors.push(Error::invalid(expression.path(), expression.str(), why)),
+            }
         }
+        declared.define(name.str(), ty);
         seen.push(name.str());
     }
-}
-
-/// A variable sees only those before it.
-fn undefined_variable(expression: &str, defined: &[&str]) -> Option<String> {
-    const PREFIX: &str = "variables.";
-    for (at, _) in expression.match_indices(PREFIX) {
-        let name_at = at + PREFIX.len();
-        let rest = &expression[name_at..];
-        let name = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
-        if !defined.contains(&name) {
-            // The caret stands under the dot, where the selection is.
-            let why = format!("undefined field '{name}'");
-            return Some(format!(
-                "compilation failed: {}",
-                crate::admission::cel::pointed(&why, expression, name_at - 1)
-            ));
-        }
-    }
-    None
 }
 
 fn is_identifier(text: &str) -> bool {
@@ -314,7 +301,7 @@ fn is_identifier(text: &str) -> bool {
         )
 }
 
-fn check_validations(spec: &View<'_>, declared: &[&str], policy: &str, errors: &mut ErrorList) {
+fn check_validations(spec: &View<'_>, declared: &Names, policy: &str, errors: &mut ErrorList) {
     let (validations, annotations) = (spec.child("validations"), spec.child("auditAnnotations"));
     if validations.is_empty() && annotations.is_empty() {
         let why = "validations or auditAnnotations must contain at least one item";
@@ -327,7 +314,7 @@ fn check_validations(spec: &View<'_>, declared: &[&str], policy: &str, errors: &
         let text = expression.str().trim();
         if text.is_empty() {
             errors.push(Error::required(expression.path(), "expression is not specified"));
-        } else if let Some(why) = check(text, Wanted::Bool, declared) {
+        } else if let Err(why) = check(text, Wanted::Bool, declared) {
             errors.push(Error::invalid(expression.path(), expression.str(), why));
         }
         let message = validation.child("message");
@@ -341,7 +328,7 @@ fn check_validations(spec: &View<'_>, declared: &[&str], policy: &str, errors: &
         }
         let message = validation.child("messageExpression");
         if !message.is_empty()
-            && let Some(why) = check(message.str().trim(), Wanted::Text, declared)
+            && let Err(why) = check(message.str().trim(), Wanted::Text, declared)
         {
             errors.push(Error::invalid(message.path(), message.str(), why));
         }
@@ -371,13 +358,13 @@ fn check_validations(spec: &View<'_>, declared: &[&str], policy: &str, errors: &
         let text = value.str().trim();
         if text.is_empty() {
             errors.push(Error::required(value.path(), "valueExpression is not specified"));
-        } else if let Some(why) = check(text, Wanted::TextOrNull, declared) {
+        } else if let Err(why) = check(text, Wanted::TextOrNull, declared) {
             errors.push(Error::invalid(value.path(), value.str(), why));
         }
     }
 }
 
-fn check_mutations(spec: &View<'_>, declared: &[&str], errors: &mut ErrorList) {
+fn check_mutations(spec: &View<'_>, declared: &Names, errors: &mut ErrorList) {
     let mutations = spec.child("mutations");
     if mutations.is_empty() {
         errors.push(Error::required(mutations.path(), "mutations must contain at least one item"));
@@ -385,8 +372,8 @@ fn check_mutations(spec: &View<'_>, declared: &[&str], errors: &mut ErrorList) {
     for mutation in mutations.items() {
         let kind = mutation.child("patchType");
         let (used, other, wanted) = match kind.str() {
-            "ApplyConfiguration" => ("applyConfiguration", "jsonPatch", "Object"),
-            "JSONPatch" => ("jsonPatch", "applyConfiguration", "list(JSONPatch)"),
+            "ApplyConfiguration" => ("applyConfiguration", "jsonPatch", Wanted::Object),
+            "JSONPatch" => ("jsonPatch", "applyConfiguration", Wanted::Patches),
             "" => {
                 errors.push(Error::required(kind.path(), ""));
                 continue;
@@ -402,7 +389,7 @@ fn check_mutations(spec: &View<'_>, declared: &[&str], errors: &mut ErrorList) {
             let text = expression.str().trim();
             if text.is_empty() {
                 errors.push(Error::required(expression.path(), "expression is not specified"));
-            } else if let Some(why) = constant_type(text, declared, wanted) {
+            } else if let Err(why) = check(text, wanted, declared) {
                 errors.push(Error::invalid(expression.path(), expression.str(), why));
             }
         } else {
@@ -419,12 +406,4 @@ fn check_mutations(spec: &View<'_>, declared: &[&str], errors: &mut ErrorList) {
         None => errors.push(Error::required(again.path(), "")),
         Some(_) => checks::supported_value(&again, &["IfNeeded", "Never"], errors),
     }
-}
-
-/// Mutations make objects of types that only they know; what can be told is that a constant is none.
-fn constant_type(expression: &str, declared: &[&str], wanted: &str) -> Option<String> {
-    let mut known = declared.to_vec();
-    known.extend(["Object", "JSONPatch", "jsonpatch"]);
-    let why = check(expression, Wanted::Bool, &known)?;
-    why.starts_with("must evaluate to bool but got").then(|| why.replacen("bool", wanted, 1))
 }

@@ -1,6 +1,7 @@
 //! `validatingwebhookconfigurations` and `mutatingwebhookconfigurations`.
 
-use super::{check_conditions, check_rule, default, default_scopes};
+use super::{HOOK_NAMES, check_conditions, check_rule, default, default_scopes};
+use crate::admission::cel::Names;
 use crate::registry::checks::{self, SelectorLeniency};
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
@@ -108,7 +109,7 @@ impl WebhookConfigurations {
             }
         }
         check_client(&hook.child("clientConfig"), errors);
-        check_conditions(&hook.child("matchConditions"), &["object", "oldObject", "request", "authorizer"], errors);
+        check_conditions(&hook.child("matchConditions"), &Names::of(&HOOK_NAMES), errors);
     }
 }
 

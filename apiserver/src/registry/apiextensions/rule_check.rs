@@ -1,49 +1,192 @@
-//! What is wrong with the CEL rules of a schema (upstream: `pkg/apis/apiextensions/validation`). Expressions are compiled, and
-//! the fields that they read of `self` are looked up; their costs are not estimated.
+//! What is wrong with the CEL rules of a schema (upstream: `pkg/apis/apiextensions/validation`). Expressions are checked against
+//! the types of the schema, and what they can cost at most is estimated from the sizes that it allows: a rule that could make
+//! one write take very long is refused here and not found out later.
 
-use super::rules::escaped;
-use crate::admission::cel::{self, Wanted};
+use super::rules::environment;
 use coxswain_api::field::{Error, ErrorList, Path, View};
 use coxswain_api::structural::Structural;
 use coxswain_api::{Value, json};
+use coxswain_cel::{DeclType, Type, compile};
+
+/// What one rule may cost, for all the values in an object that it is asked about.
+const RULE_COST_MAX: u64 = 10_000_000;
+/// What all rules of a schema may cost together.
+const SCHEMA_COST_MAX: u64 = 100_000_000;
+/// So many of the most expensive rules are named when they cost too much together.
+const NAMED_MAX: usize = 4;
 
 /// The reasons that a rule can give, as upstream lists them.
 const REASONS: [&str; 4] = ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
 
 /// Everything wrong with the rules of an `openAPIV3Schema`, which is right otherwise.
 pub(super) fn check(schema: &Value, path: &Path) -> ErrorList {
-    let mut errors = ErrorList::new();
-    schema_at(schema, &Structural::parse(schema), path, None, true, &mut errors);
+    let parsed = Structural::parse(schema);
+    if !has_rules(&parsed) {
+        return ErrorList::new();
+    }
+    let mut checker = Checker { errors: ErrorList::new(), total: 0, most: Vec::new() };
+    checker.schema_at(schema, &parsed, path, Surroundings { lost: None, is_resource: true, cardinality: Some(1) });
+    let Checker { mut errors, total, most } = checker;
+    if total > SCHEMA_COST_MAX {
+        for (_, path) in most {
+            let why = "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema";
+            errors.push(Error::forbidden(&path, why));
+        }
+        let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
+        errors.push(Error::forbidden(path, too_expensive(what, total, SCHEMA_COST_MAX)));
+    }
     errors
 }
 
-/// `lost` is the list whose elements have no former selves, if there is one on the way.
-fn schema_at(
-    schema: &Value,
-    parsed: &Structural,
-    path: &Path,
-    lost: Option<&Path>,
+fn has_rules(schema: &Structural) -> bool {
+    let within = |schema: &Option<Box<Structural>>| schema.as_deref().is_some_and(has_rules);
+    !schema.rules.is_empty()
+        || schema.properties.values().any(has_rules)
+        || within(&schema.additional)
+        || within(&schema.items)
+        || schema.checks.all_of.iter().any(has_rules)
+}
+
+fn too_expensive(what: &str, cost: u64, limit: u64) -> String {
+    let factor = cost as f64 / limit as f64;
+    let factor = if factor > 100.0 {
+        "more than 100x".to_owned()
+    } else if factor < 1.5 {
+        format!("{factor:.6}x")
+    } else {
+        format!("{factor:.1}x")
+    };
+    format!(
+        "{what} exceeds budget by factor of {factor} (try simplifying the rule, or adding maxItems, maxProperties, and \
+         maxLength where arrays, maps, and strings are declared)"
+    )
+}
+
+/// What lies around a schema.
+#[derive(Clone, Copy)]
+struct Surroundings<'p> {
+    /// The list whose elements have no former selves, if there is one on the way.
+    lost: Option<&'p Path>,
     is_resource: bool,
-    errors: &mut ErrorList,
-) {
-    if let (found @ Value::Object(_), Some(parsed)) = (&schema["additionalProperties"], &parsed.additional) {
-        schema_at(found, parsed, &path.child("additionalProperties"), lost, parsed.embedded, errors);
+    /// How often a value of it may occur in an object; none if nothing bounds that.
+    cardinality: Option<u64>,
+}
+
+impl Surroundings<'_> {
+    fn times(self, most: Option<i64>) -> Option<u64> {
+        Some(self.cardinality?.saturating_mul(u64::try_from(most?).unwrap_or(0)))
     }
-    for (name, found) in schema["properties"].as_object().into_iter().flatten() {
-        if let Some(parsed) = parsed.properties.get(name.as_str()) {
-            schema_at(found, parsed, &path.child("properties").key(name), lost, parsed.embedded, errors);
+}
+
+struct Checker {
+    errors: ErrorList,
+    /// What all rules cost together.
+    total: u64,
+    /// The most expensive ones, the worst first.
+    most: Vec<(u64, Path)>,
+}
+
+impl Checker {
+    fn observe(&mut self, path: &Path, cost: u64) {
+        self.total = self.total.saturating_add(cost);
+        if cost < SCHEMA_COST_MAX / 100 {
+            return;
+        }
+        self.most.push((cost, path.clone()));
+        self.most.sort_by_key(|(cost, _)| std::cmp::Reverse(*cost));
+        self.most.truncate(NAMED_MAX);
+    }
+
+    fn schema_at(&mut self, schema: &Value, parsed: &Structural, path: &Path, around: Surroundings<'_>) {
+        if let (found @ Value::Object(_), Some(parsed_values)) = (&schema["additionalProperties"], &parsed.additional) {
+            let cardinality = around.times(parsed.checks.max_properties);
+            let around = Surroundings { is_resource: parsed_values.embedded, cardinality, ..around };
+            self.schema_at(found, parsed_values, &path.child("additionalProperties"), around);
+        }
+        for (name, found) in schema["properties"].as_object().into_iter().flatten() {
+            if let Some(parsed) = parsed.properties.get(name.as_str()) {
+                let around = Surroundings { is_resource: parsed.embedded, ..around };
+                self.schema_at(found, parsed, &path.child("properties").key(name), around);
+            }
+        }
+        if let (found @ Value::Object(_), Some(items)) = (&schema["items"], &parsed.items) {
+            let here = (&*parsed.list_type != "map").then_some(path);
+            let cardinality = around.times(parsed.checks.max_items);
+            let around =
+                Surroundings { lost: around.lost.or(here), is_resource: items.embedded, cardinality };
+            self.schema_at(found, items, &path.child("items"), around);
+        }
+        let rules = View::new(Some(schema), path.clone()).child("x-kubernetes-validations");
+        let before = self.errors.len();
+        rules.items().for_each(|rule| form(&rule, parsed, &mut self.errors));
+        // Expressions are looked at only if their surroundings are in order.
+        if self.errors.len() == before && !rules.is_empty() {
+            self.expressions(&rules, parsed, around);
         }
     }
-    if let (found @ Value::Object(_), Some(items)) = (&schema["items"], &parsed.items) {
-        let here = (&*parsed.list_type != "map").then_some(path);
-        schema_at(found, items, &path.child("items"), lost.or(here), items.embedded, errors);
-    }
-    let rules = View::new(Some(schema), path.clone()).child("x-kubernetes-validations");
-    let before = errors.len();
-    rules.items().for_each(|rule| form(&rule, parsed, errors));
-    // Expressions are looked at only if their surroundings are in order.
-    if errors.len() == before {
-        rules.items().for_each(|rule| expressions(&rule, parsed, lost, is_resource, errors));
+
+    fn expressions(&mut self, rules: &View<'_>, schema: &Structural, around: Surroundings<'_>) {
+        let Some(decl) = DeclType::of_schema(schema, around.is_resource) else { return };
+        for rule in rules.items() {
+            let whole = printed(&rule);
+            let refuse = |path: &Path, detail: String| Error {
+                bad_value: Some(whole.clone()),
+                ..Error::invalid(path, &Value::Null, detail)
+            };
+            let (source, optional) = (rule.child("rule"), rule.child("optionalOldSelf"));
+            let environment = environment(&decl, optional.bool());
+            let mut uses_old = None;
+            match compile(&environment, source.str()) {
+                Err(why) => self.errors.push(refuse(source.path(), format!("compilation failed: {why}"))),
+                Ok(compiled) if !matches!(compiled.result(), Type::Bool) => {
+                    self.errors.push(refuse(source.path(), "cel expression must evaluate to a bool".into()));
+                }
+                Ok(compiled) => {
+                    let occurs = around.cardinality.unwrap_or_else(|| decl.max_cardinality());
+                    let cost = compiled.estimate(Some(&decl)).max.saturating_mul(occurs);
+                    if cost > RULE_COST_MAX {
+                        let why = too_expensive("estimated rule cost", cost, RULE_COST_MAX);
+                        self.errors.push(Error::forbidden(source.path(), why));
+                    }
+                    self.observe(source.path(), cost);
+                    uses_old = Some(compiled.uses("oldSelf"));
+                }
+            }
+            let made = rule.child("messageExpression");
+            if !made.is_empty() {
+                match compile(&environment, made.str()) {
+                    Err(why) => {
+                        let why = format!("messageExpression compilation failed: {why}");
+                        self.errors.push(refuse(made.path(), why));
+                    }
+                    Ok(compiled) if !matches!(compiled.result(), Type::String) => {
+                        self.errors.push(refuse(made.path(), "messageExpression must evaluate to a string".into()));
+                    }
+                    Ok(compiled) => {
+                        let cost = compiled.estimate(Some(&decl)).max;
+                        if cost > RULE_COST_MAX {
+                            let why = too_expensive("estimated messageExpression cost", cost, RULE_COST_MAX);
+                            self.errors.push(Error::forbidden(made.path(), why));
+                        }
+                        self.observe(made.path(), cost);
+                    }
+                }
+            }
+            match uses_old {
+                Some(true) => {
+                    if let Some(lost) = around.lost {
+                        let why =
+                            format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {lost}");
+                        self.errors.push(Error::invalid(source.path(), &source, why));
+                    }
+                }
+                Some(false) if optional.exists() => {
+                    let why = "may not be set if oldSelf is not used in rule";
+                    self.errors.push(Error::invalid(optional.path(), &optional, why));
+                }
+                _ => {}
+            }
+        }
     }
 }
 
@@ -105,54 +248,6 @@ fn leads_somewhere(path: &str, schema: &Structural) -> bool {
     true
 }
 
-fn expressions(rule: &View<'_>, schema: &Structural, lost: Option<&Path>, is_resource: bool, errors: &mut ErrorList) {
-    let whole = printed(rule);
-    let refuse = |path: &Path, detail: String| Error {
-        bad_value: Some(whole.clone()),
-        ..Error::invalid(path, &Value::Null, detail)
-    };
-    let source = rule.child("rule");
-    let expression = source.str().trim();
-    let names = ["self", "oldSelf"];
-    let optional = rule.child("optionalOldSelf");
-    let wrong = cel::check(expression, Wanted::Bool, &names).map(|why| {
-        // Other users of CEL name the type that was found.
-        if why.starts_with("must evaluate to") { "cel expression must evaluate to a bool".to_owned() } else { why }
-    });
-    let reads = Reads { schema, is_resource, old_is_optional: optional.bool() };
-    let wrong = wrong.or_else(|| reads.undefined_field(expression)).or_else(|| {
-        let ty = reads.type_of(expression)?;
-        (ty != "boolean").then(|| "cel expression must evaluate to a bool".to_owned())
-    });
-    let is_wrong = wrong.is_some();
-    errors.extend(wrong.map(|why| refuse(source.path(), why)));
-    let made = rule.child("messageExpression");
-    if !made.is_empty() {
-        let text = made.str().trim();
-        let wrong = cel::check(text, Wanted::Text, &names).map(|why| {
-            let form = why.starts_with("must evaluate to");
-            if form {
-                "messageExpression must evaluate to a string".to_owned()
-            } else {
-                format!("messageExpression {why}")
-            }
-        });
-        let wrong = wrong.or_else(|| reads.undefined_field(text).map(|why| format!("messageExpression {why}")));
-        errors.extend(wrong.map(|why| refuse(made.path(), why)));
-    }
-    if is_wrong {
-        return;
-    }
-    let uses_old = cel::names(expression).is_ok_and(|names| names.iter().any(|name| name == "oldSelf"));
-    if let Some(lost) = lost.filter(|_| uses_old) {
-        let why = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {lost}");
-        errors.push(Error::invalid(source.path(), &source, why));
-    }
-    if !uses_old && optional.exists() {
-        errors.push(Error::invalid(optional.path(), &optional, "may not be set if oldSelf is not used in rule"));
-    }
-}
-
 /// A rule as upstream's internal type prints it.
 fn printed(rule: &View<'_>) -> String {
     let text = |name: &'static str| {
@@ -169,118 +264,6 @@ fn printed(rule: &View<'_>) -> String {
         text("fieldPath"),
         or_null("optionalOldSelf"),
     )
-}
-
-/// What an expression reads of `self`, told from its text alone.
-struct Reads<'a> {
-    schema: &'a Structural,
-    is_resource: bool,
-    old_is_optional: bool,
-}
-
-/// Where a chain of fields ends.
-enum End<'a, 't> {
-    At(&'a Structural),
-    /// At something whose fields are not known.
-    Open,
-    /// At a field that there is not.
-    Undefined {
-        dot: usize,
-        name: &'t str,
-    },
-}
-
-impl<'a> Reads<'a> {
-    /// The first field that an expression reads and that its schema does not have.
-    fn undefined_field(&self, expression: &str) -> Option<String> {
-        chains(expression).into_iter().find_map(|(root, at, _)| {
-            let End::Undefined { dot, name } = self.follow(root, expression, at) else { return None };
-            let why = format!("undefined field '{name}'");
-            Some(format!("compilation failed: {}", cel::pointed(&why, expression, dot)))
-        })
-    }
-
-    /// The type of an expression that is a chain of fields and no more.
-    fn type_of(&self, expression: &str) -> Option<&'a str> {
-        let [(root, at, whole)] = chains(expression)[..] else { return None };
-        match self.follow(root, expression, at) {
-            End::At(schema) if whole && !schema.int_or_string && !schema.ty.is_empty() => Some(&schema.ty),
-            _ => None,
-        }
-    }
-
-    fn follow<'t>(&self, root: &str, expression: &'t str, mut at: usize) -> End<'a, 't> {
-        if root == "oldSelf" && self.old_is_optional {
-            return End::Open;
-        }
-        let mut schema = self.schema;
-        let mut is_root = self.is_resource;
-        while let Some((name, end)) = next_field(expression, at) {
-            if expression[end..].trim_start().starts_with('(') {
-                return End::Open;
-            }
-            let found = schema.properties.iter().find(|(key, _)| escaped(key).as_deref() == Some(name));
-            let of_every = matches!(name, "apiVersion" | "kind" | "metadata");
-            match found {
-                // The metadata has fields that its schema need not name.
-                _ if is_root && of_every => return End::Open,
-                Some((_, next)) => schema = next,
-                None if &*schema.ty != "object" || schema.properties.is_empty() || schema.additional.is_some() => {
-                    return End::Open;
-                }
-                None => return End::Undefined { dot: at, name },
-            }
-            is_root = schema.embedded;
-            at = end;
-        }
-        End::At(schema)
-    }
-}
-
-/// The field that is read right at this place, and where its name ends.
-fn next_field(expression: &str, at: usize) -> Option<(&str, usize)> {
-    let name = expression[at..].strip_prefix('.')?;
-    let length = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(name.len());
-    (length > 0).then(|| (&name[..length], at + 1 + length))
-}
-
-/// Where `self` and `oldSelf` end in an expression, and whether the expression is one chain of fields from there.
-fn chains(expression: &str) -> Vec<(&'static str, usize, bool)> {
-    let mut found = Vec::new();
-    let mut quote = None;
-    let mut word = None;
-    let mut escaped = false;
-    let chars = expression.char_indices().chain([(expression.len(), ' ')]);
-    for (at, c) in chars {
-        if let Some(open) = quote {
-            match c {
-                _ if escaped => escaped = false,
-                '\\' => escaped = true,
-                c if c == open => quote = None,
-                _ => {}
-            }
-            continue;
-        }
-        if c.is_ascii_alphanumeric() || c == '_' {
-            word.get_or_insert(at);
-            continue;
-        }
-        if let Some(start) = word.take() {
-            let after_dot = expression[..start].trim_end().ends_with('.');
-            let root = ["self", "oldSelf"].into_iter().find(|name| *name == &expression[start..at]);
-            if let Some(root) = root.filter(|_| !after_dot) {
-                let mut end = at;
-                while let Some((_, next)) = next_field(expression, end) {
-                    end = next;
-                }
-                found.push((root, at, start == 0 && end == expression.len()));
-            }
-        }
-        if c == '"' || c == '\'' {
-            quote = Some(c);
-        }
-    }
-    found
 }
 
 #[cfg(test)]

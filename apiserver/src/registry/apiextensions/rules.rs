@@ -1,23 +1,27 @@
 //! The CEL rules of a schema, `x-kubernetes-validations`, held against objects (upstream: `pkg/apiserver/schema/cel`).
 //!
-//! A [`Rules`] follows the shape of its [`Structural`], but has only the nodes below which a rule is. Costs are not limited
-//! by counting them; the sizes that the schema allows bound them.
+//! A [`Rules`] follows the shape of its [`Structural`], but has only the nodes below which a rule is. Expressions are compiled
+//! when they are first asked, so that a definition nobody writes to costs nothing. What they cost when they run is counted: all
+//! rules of an object share one budget.
 
-use crate::admission::cel::{self, Variables};
-use ::cel::Value as CelValue;
-use ::cel::objects::{Key, Map, OptionalValue};
 use coxswain_api::Value;
 use coxswain_api::field::{Error, ErrorKind, ErrorList, Path, go_value};
 use coxswain_api::structural::Structural;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use coxswain_cel::{Bindings, CALL_COST_MAX, Compiled, DeclType, Env, Outcome, Type, Value as CelValue, compile, evaluate};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 /// A message that an expression makes may be so long.
 const MESSAGE_MAX: usize = 5 * 1024;
 
+/// What all rules of an object may cost together (upstream: `RuntimeCELCostBudget`).
+const OBJECT_COST_MAX: u64 = 10_000_000;
+
 #[derive(Default)]
 pub struct Rules {
     own: Vec<Rule>,
+    /// The type of the node, made when its rules are first asked; none if expressions see nothing of it.
+    decl: OnceLock<Option<Arc<DeclType>>>,
     properties: BTreeMap<Box<str>, Rules>,
     additional: Option<Box<Rules>>,
     items: Option<Box<Rules>>,
@@ -31,26 +35,44 @@ struct Rule {
     reason: String,
     field_path: String,
     optional_old: bool,
-    /// Whether it tells of a change.
-    uses_old: bool,
-    broken: Option<String>,
+    compiled: OnceLock<Result<Compiled, String>>,
+    compiled_message: OnceLock<Option<Compiled>>,
+}
+
+/// What rules can name. A rule that asks for its former self optionally sees it as an optional value.
+pub(super) fn environment(decl: &Arc<DeclType>, optional_old: bool) -> Env {
+    let old = if optional_old { Type::optional(decl.ty()) } else { decl.ty() };
+    Env { variables: vec![("self", decl.ty()), ("oldSelf", old)], constructs: false }
 }
 
 impl Rule {
     fn new(rule: &Value) -> Self {
         let text = |name: &str| rule[name].as_str().unwrap_or_default().trim().to_owned();
-        let expression = text("rule");
-        let names = cel::names(&expression);
         Self {
+            rule: text("rule"),
             message: text("message"),
             message_expression: text("messageExpression"),
             reason: text("reason"),
             field_path: normalized(&text("fieldPath")),
             optional_old: rule["optionalOldSelf"] == true,
-            uses_old: names.as_ref().is_ok_and(|names| names.iter().any(|n| n == "oldSelf")),
-            broken: names.err(),
-            rule: expression,
+            compiled: OnceLock::new(),
+            compiled_message: OnceLock::new(),
         }
+    }
+
+    fn compiled(&self, decl: &Arc<DeclType>) -> &Result<Compiled, String> {
+        self.compiled.get_or_init(|| {
+            let made = compile(&environment(decl, self.optional_old), &self.rule);
+            made.map(Compiled::without_types).map_err(|e| format!("compilation failed: {e}"))
+        })
+    }
+
+    fn compiled_message(&self, decl: &Arc<DeclType>) -> Option<&Compiled> {
+        let made = self.compiled_message.get_or_init(|| {
+            let environment = environment(decl, self.optional_old);
+            compile(&environment, &self.message_expression).ok().map(Compiled::without_types)
+        });
+        made.as_ref()
     }
 
     fn title(&self) -> &str {
@@ -99,6 +121,7 @@ impl Rules {
             .iter()
             .filter_map(|(name, said)| Some((name.clone(), Self::within(said, spine.properties.get(name)?)?)));
         let made = Self {
+            decl: OnceLock::new(),
             own: said.rules.iter().map(Rule::new).filter(|r| !r.rule.is_empty()).collect(),
             properties: properties.collect(),
             additional: child(&said.additional, &spine.additional),
@@ -115,10 +138,14 @@ impl Rules {
 
     /// What the rules have against an object, `schema` being what they were made of.
     pub fn check(&self, schema: &Structural, object: &Value, old: Option<&Value>, asked: Asked) -> ErrorList {
-        let mut walk = Walk { asked, errors: ErrorList::new() };
+        let mut walk = Walk { asked, errors: ErrorList::new(), budget: Some(OBJECT_COST_MAX) };
         let before = Before { old, unchanged: old == Some(object) };
         walk.node(self, &Node { schema, value: object, before, is_resource: true }, &Path::root());
         walk.errors
+    }
+
+    fn decl(&self, node: &Node<'_>) -> Option<&Arc<DeclType>> {
+        self.decl.get_or_init(|| DeclType::of_schema(node.schema, node.is_resource)).as_ref()
     }
 }
 
@@ -138,34 +165,38 @@ impl<'a> Node<'a> {
         let unchanged = self.before.unchanged || old == Some(value);
         Self { schema, value, before: Before { old, unchanged }, is_resource: schema.embedded }
     }
+}
 
-    /// What rules can name. `optional` says in which form they ask for the former self.
-    fn variables(&self, optional: bool) -> Variables {
-        let mut made = Variables::new();
-        made.bind("self", to_cel(self.value, self.schema, self.is_resource));
-        let old = self.before.old.map(|old| to_cel(old, self.schema, self.is_resource));
-        if optional {
-            let old = old.map_or_else(OptionalValue::none, OptionalValue::of);
-            made.bind("oldSelf", CelValue::Opaque(Arc::new(old)));
-        } else if let Some(old) = old {
-            made.bind("oldSelf", old);
+/// What the variables of a rule are.
+struct Selves<'a> {
+    current: CelValue<'a>,
+    old: Option<CelValue<'a>>,
+}
+
+impl<'a> Bindings<'a> for Selves<'a> {
+    fn variable(&self, name: &str) -> Option<CelValue<'a>> {
+        match name {
+            "self" => Some(self.current.clone()),
+            "oldSelf" => self.old.clone(),
+            _ => None,
         }
-        made
     }
 }
 
 struct Walk {
     asked: Asked,
     errors: ErrorList,
+    /// What rules may still cost; none when it is used up, and then nothing more is asked.
+    budget: Option<u64>,
 }
 
 impl Walk {
     fn node(&mut self, rules: &Rules, node: &Node<'_>, path: &Path) {
-        if node.value.is_null() {
+        if node.value.is_null() || self.budget.is_none() {
             return;
         }
         if !rules.own.is_empty() {
-            self.ask(&rules.own, node, path);
+            self.ask(rules, node, path);
         }
         for rules in &rules.all_of {
             // Upstream spares nothing that `allOf` says.
@@ -200,44 +231,109 @@ impl Walk {
     }
 
     /// Asks the rules of this very node.
-    fn ask(&mut self, rules: &[Rule], node: &Node<'_>, path: &Path) {
-        // Made once for all rules, and only if one is asked.
-        let mut made: [Option<Variables>; 2] = [None, None];
-        for rule in rules {
+    fn ask(&mut self, rules: &Rules, node: &Node<'_>, path: &Path) {
+        let Some(decl) = rules.decl(node) else { return };
+        for rule in &rules.own {
+            let compiled = rule.compiled(decl);
+            let uses_old = compiled.as_ref().is_ok_and(|c| c.uses("oldSelf"));
             // What has not changed may stay, unless the rule is about the change itself.
-            let spared = node.before.unchanged && !rule.uses_old;
+            let spared = node.before.unchanged && !uses_old;
             let is_asked = spared == (self.asked == Asked::Warning);
-            if !is_asked || (rule.uses_old && node.before.old.is_none() && !rule.optional_old) {
+            if !is_asked || (uses_old && node.before.old.is_none() && !rule.optional_old) {
                 continue;
             }
-            let variables =
-                made[usize::from(rule.optional_old)].get_or_insert_with(|| node.variables(rule.optional_old));
-            if let Some(error) = rule.ask(variables, node, path) {
-                self.errors.push(error);
+            let of_type = |detail: String| Error::invalid(path, &*node.schema.ty, detail);
+            let compiled = match compiled {
+                Ok(compiled) => compiled,
+                Err(why) => {
+                    self.errors.push(of_type(format!("rule compile error: {why}")));
+                    continue;
+                }
+            };
+            let old = node.before.old.map(|old| CelValue::of(old, decl));
+            let old = if rule.optional_old { Some(CelValue::Optional(old.map(Arc::new))) } else { old };
+            let selves = Selves { current: CelValue::of(node.value, decl), old };
+            let outcome = evaluate(compiled, &selves, CALL_COST_MAX);
+            if !self.spend(outcome.cost) {
+                let why = "validation failed due to running out of cost budget, no further validation rules will be run";
+                self.errors.push(of_type(why.into()));
+                return;
             }
+            match &outcome.value {
+                Ok(CelValue::Bool(true)) => continue,
+                Ok(_) => {}
+                Err(why) => {
+                    let (why, title) = (why.to_string(), rule.title());
+                    let is_over = outcome.value.as_ref().is_err_and(|e| e.is_over_limit);
+                    self.errors.push(of_type(if why.starts_with("no such overload") {
+                        format!(
+                            "'{why}': call arguments did not match a supported operator, function or macro signature for \
+                             rule: {title}"
+                        )
+                    } else if is_over {
+                        format!(
+                            "'{why}': no further validation rules will be run due to call cost exceeds limit for rule: \
+                             {title}"
+                        )
+                    } else {
+                        format!("{why} evaluating rule: {title}")
+                    }));
+                    if is_over {
+                        self.budget = None;
+                        return;
+                    }
+                    continue;
+                }
+            }
+            let made = match self.made_message(rule, decl, &selves) {
+                Ok(made) => made,
+                Err(why) => {
+                    self.errors.push(of_type(why));
+                    self.budget = None;
+                    return;
+                }
+            };
+            self.errors.push(rule.error(node, path, made));
+        }
+    }
+
+    /// False if there is nothing left to spend.
+    fn spend(&mut self, cost: u64) -> bool {
+        self.budget = self.budget.and_then(|budget| budget.checked_sub(cost));
+        self.budget.is_some()
+    }
+
+    /// What `messageExpression` says, if it is fit for a message. The error ends everything: it cost too much.
+    fn made_message(&mut self, rule: &Rule, decl: &Arc<DeclType>, selves: &Selves<'_>) -> Result<Option<String>, String> {
+        if rule.message_expression.is_empty() {
+            return Ok(None);
+        }
+        let Some(compiled) = rule.compiled_message(decl) else { return Ok(None) };
+        let Outcome { value, cost } = evaluate(compiled, selves, CALL_COST_MAX);
+        if !self.spend(cost) {
+            return Err("messageExpression evaluation failed due to running out of cost budget, no further validation rules \
+                        will be run"
+                .into());
+        }
+        match value {
+            Ok(CelValue::Text(text)) => {
+                let text = text.trim();
+                let fit = !text.is_empty() && text.len() <= MESSAGE_MAX && !text.contains('\n');
+                Ok(fit.then(|| text.to_owned()))
+            }
+            Err(error) if error.is_over_limit => Err(format!(
+                "no further validation rules will be run due to call cost exceeds limit for messageExpression: {}",
+                coxswain_api::field::go_quote(&rule.message_expression)
+            )),
+            _ => Ok(None),
         }
     }
 }
 
 impl Rule {
-    fn ask(&self, variables: &Variables, node: &Node<'_>, path: &Path) -> Option<Error> {
-        let of_type = |detail: String| Some(Error::invalid(path, &*node.schema.ty, detail));
-        if let Some(why) = &self.broken {
-            return of_type(format!("rule compile error: {why}"));
-        }
-        match variables.evaluate(&self.rule) {
-            Ok(CelValue::Bool(true)) => return None,
-            Ok(_) => {}
-            Err(why) if why.starts_with("no such overload") => {
-                return of_type(format!(
-                    "'{why}': call arguments did not match a supported operator, function or macro signature for rule: {}",
-                    self.title()
-                ));
-            }
-            Err(why) => return of_type(format!("{why} evaluating rule: {}", self.title())),
-        }
+    /// The error of a rule that does not hold, with the message that an expression made if there is one.
+    fn error(&self, node: &Node<'_>, path: &Path, made: Option<String>) -> Error {
         let at = if self.field_path.is_empty() { path.clone() } else { path.child_named(&self.field_path) };
-        let made = self.made_message(node);
         // A made message names the value if it wants to; what is not a scalar would be too much to show.
         let shown = match node.value {
             _ if made.is_some() => None,
@@ -245,110 +341,13 @@ impl Rule {
             scalar => Some(go_value(scalar)),
         };
         let detail = made.unwrap_or_else(|| self.default_message());
-        Some(match self.reason.as_str() {
+        match self.reason.as_str() {
             "FieldValueForbidden" => Error::forbidden(&at, detail),
             "FieldValueRequired" => Error::required(&at, detail),
             "FieldValueDuplicate" => Error { bad_value: shown, ..Error::duplicate(&at, node.value) },
             _ => Error { bad_value: shown, ..Error::invalid(&at, node.value, detail) },
-        })
-    }
-
-    /// What `messageExpression` says, if it is fit for a message.
-    fn made_message(&self, node: &Node<'_>) -> Option<String> {
-        if self.message_expression.is_empty() {
-            return None;
-        }
-        let text = node.variables(false).text(&self.message_expression).ok()?;
-        let text = text.trim();
-        let fit = !text.is_empty() && text.len() <= MESSAGE_MAX && !text.contains('\n');
-        fit.then(|| text.to_owned())
-    }
-}
-
-/// A value as rules see it: of an object only what its schema names, under names that are identifiers.
-fn to_cel(value: &Value, schema: &Structural, is_resource: bool) -> CelValue {
-    match value {
-        Value::Null => CelValue::Null,
-        Value::Bool(b) => CelValue::Bool(*b),
-        Value::Number(n) => match (n.as_i64(), &*schema.ty) {
-            (Some(int), ty) if ty != "number" => CelValue::Int(int),
-            (_, "integer") => CelValue::Int(n.as_f64().unwrap_or_default() as i64),
-            _ => CelValue::Float(n.as_f64().unwrap_or_default()),
-        },
-        Value::String(s) => CelValue::String(Arc::new(s.clone())),
-        Value::Array(items) => {
-            let untyped = Structural::default();
-            let schema = schema.items.as_deref().unwrap_or(&untyped);
-            CelValue::List(Arc::new(items.iter().map(|item| to_cel(item, schema, schema.embedded)).collect()))
-        }
-        Value::Object(map) => {
-            let mut made: HashMap<Key, CelValue> = HashMap::with_capacity(map.len());
-            for (name, value) in map {
-                let (key, value) = if let Some(schema) = schema.properties.get(name.as_str()) {
-                    let value = match (is_resource, name.as_str()) {
-                        (true, "metadata") => metadata(value),
-                        _ => to_cel(value, schema, schema.embedded),
-                    };
-                    match escaped(name) {
-                        Some(key) => (key, value),
-                        None => continue,
-                    }
-                } else if let Some(schema) = &schema.additional {
-                    (name.clone(), to_cel(value, schema, schema.embedded))
-                } else if is_resource && matches!(name.as_str(), "apiVersion" | "kind") {
-                    (name.clone(), to_cel(value, &Structural::default(), false))
-                } else if is_resource && name == "metadata" {
-                    (name.clone(), metadata(value))
-                } else {
-                    continue;
-                };
-                made.insert(Key::String(Arc::new(key)), value);
-            }
-            CelValue::Map(Map { map: Arc::new(made) })
         }
     }
-}
-
-/// Rules see no more of the metadata than the name.
-fn metadata(value: &Value) -> CelValue {
-    let names = ["name", "generateName"].into_iter().filter_map(|name| Some((name, value.get(name)?.as_str()?)));
-    let entry = |(name, text): (&str, &str)| {
-        (Key::String(Arc::new(name.to_owned())), CelValue::String(Arc::new(text.to_owned())))
-    };
-    CelValue::Map(Map { map: Arc::new(names.map(entry).collect()) })
-}
-
-/// The name of a property as an identifier of CEL, if it can be made one (upstream: `cel.Escape`).
-pub(super) fn escaped(name: &str) -> Option<String> {
-    #[rustfmt::skip]
-    const RESERVED: [&str; 21] = [
-        "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import",
-        "let", "loop", "package", "namespace", "return", "var", "void", "while",
-    ];
-    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-        return None;
-    }
-    if RESERVED.contains(&name) {
-        return Some(format!("__{name}__"));
-    }
-    let mut made = String::with_capacity(name.len());
-    let mut rest = name;
-    while let Some(c) = rest.chars().next() {
-        let mut taken = c.len_utf8();
-        match c {
-            '_' if rest.starts_with("__") => {
-                made.push_str("__underscores__");
-                taken = 2;
-            }
-            '.' => made.push_str("__dot__"),
-            '-' => made.push_str("__dash__"),
-            '/' => made.push_str("__slash__"),
-            c if c.is_ascii_alphanumeric() || c == '_' => made.push(c),
-            _ => return None,
-        }
-        rest = &rest[taken..];
-    }
-    Some(made)
 }
 
 /// Whether an object is so wrong that rules could not be told of it, as upstream says at the end of its errors.

@@ -1,6 +1,6 @@
 //! What devices, classes and claims must satisfy (upstream: `pkg/apis/resource/validation`).
 
-use crate::admission::cel::{Wanted, check};
+use crate::admission::cel::{Names, Wanted, check};
 use crate::registry::checks::{self, NOT_POSITIVE};
 use crate::registry::core::quantities::is_extended;
 use coxswain_api::field::{BadValue, Error, ErrorList, View, go_value};
@@ -182,11 +182,7 @@ const NO_EXPRESSION: &str = "compilation failed: ERROR: <input>:1:0: Syntax erro
                              STRING, BYTES, IDENTIFIER}";
 
 fn compile(expression: &str) -> Option<String> {
-    let why = check(expression, Wanted::Bool, &["device"])?;
-    Some(match why.strip_prefix("must evaluate to bool but got ") {
-        Some(other) => format!("must evaluate to bool or the unknown type, not {other}"),
-        None => why,
-    })
+    check(expression, Wanted::BoolOrUnknown, &Names::of(&["device"])).err()
 }
 
 /// Parameters for a driver.
