@@ -156,6 +156,10 @@ def schema(fields_path, names_path):
             attrs.append("keys=" + ",".join(keys))
         elif one("+listType") == "atomic":
             attrs.append("list")
+        # Defaults are for none and not for an empty one, and a refusal shows which it is.
+        owner = (package, row["type"], row["json_name"])
+        if owner in [("autoscaling.v2", "HPAScalingRules", "policies"), ("core.v1", "PersistentVolumeSpec", "capacity")]:
+            attrs.append("keep")
         if one("+mapType") == "atomic" or one("+structType") == "atomic":
             attrs.append("atomic")
         for s in (row["patch_strategy"] or "").split(","):

@@ -70,7 +70,10 @@ impl<'a> Atom<'a> {
                 Scalar::Int32 | Scalar::Int64 | Scalar::Uint32 | Scalar::Uint64 | Scalar::Float64 => ScalarKind::Number,
                 Scalar::IntOrString | Scalar::Quantity | Scalar::Time | Scalar::MicroTime => ScalarKind::Any,
             }),
-            Type::Struct(s) => Atom::Struct { this: s, atomic: s.atomic || field.is_some_and(|f| f.atomic) },
+            Type::Struct(s) => {
+                let atomic = field.map_or(s.atomic, |f| f.atomic || s.atomic && !f.granular);
+                Atom::Struct { this: s, atomic }
+            }
             Type::Map(map) => Atom::Map { value: &map.value, atomic: map.atomic || field.is_some_and(|f| f.atomic) },
             Type::List(list) => Atom::List { element: &list.element, keys: Keys::of(list) },
             Type::Any(AnyKind::RawExtension) => Atom::Opaque,

@@ -16,7 +16,7 @@ use crate::catalogue::{GroupVersion, Version};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 pub use definitions::{custom_definition_name, custom_definitions};
 
@@ -38,8 +38,27 @@ pub struct Source {
 /// A served version with the definitions that the schema table lacks.
 pub struct Served {
     pub version: Arc<Version>,
-    /// Definitions of custom resources by name, as [`custom_definitions`] makes them; empty for built-in versions.
-    pub custom: Arc<BTreeMap<String, Value>>,
+    pub custom: Custom,
+}
+
+/// Definitions of custom resources by name, as [`custom_definitions`] makes them. They are made when a document needs them:
+/// most requests are for another document, or only ask whether one has changed.
+pub struct Custom {
+    fingerprint: Vec<u8>,
+    made: LazyLock<BTreeMap<String, Value>, Box<dyn FnOnce() -> BTreeMap<String, Value> + Send>>,
+}
+
+impl Custom {
+    /// `fingerprint` differs whenever what `make` gives does; empty for versions without custom resources.
+    pub fn new(fingerprint: Vec<u8>, make: impl FnOnce() -> BTreeMap<String, Value> + Send + 'static) -> Self {
+        Self { fingerprint, made: LazyLock::new(Box::new(make)) }
+    }
+}
+
+impl Default for Custom {
+    fn default() -> Self {
+        Self::new(Vec::new(), BTreeMap::new)
+    }
 }
 
 /// The documentation of fields, each given as the short name of its type (`core.v1.PodSpec`) and its JSON name.
@@ -69,8 +88,10 @@ impl Source {
 
     /// The index at `/openapi/v3`.
     pub fn v3_index(&self) -> Value {
+        let by_prefix: BTreeMap<String, &Served> =
+            self.versions.iter().map(|s| (prefix(&s.version.group_version), s)).collect();
         let entry = |path: &String| {
-            let url = format!("/openapi/v3/{path}?hash={}", self.v3_hash(path).unwrap_or_default());
+            let url = format!("/openapi/v3/{path}?hash={}", self.hash_of(path, by_prefix.get(path).copied()));
             (path.clone(), json!({ "serverRelativeURL": url }))
         };
         json!({ "paths": self.v3_paths().iter().map(entry).collect::<serde_json::Map<_, _>>() })
@@ -81,14 +102,18 @@ impl Source {
         if !self.v3_paths().iter().any(|p| p == path) {
             return None;
         }
+        Some(self.hash_of(path, self.versions.iter().find(|s| prefix(&s.version.group_version) == path)))
+    }
+
+    fn hash_of(&self, path: &str, served: Option<&Served>) -> String {
         let mut hash = Sha512::new();
         hash.update(path);
         hash.update([0]);
         hash.update(&self.server_version);
-        for served in self.versions.iter().filter(|s| prefix(&s.version.group_version) == path) {
+        if let Some(served) = served {
             fingerprint(served, &mut hash);
         }
-        Some(hex(&hash.finalize()))
+        hex(&hash.finalize())
     }
 
     /// The hash of the version 2 document.
@@ -112,7 +137,12 @@ impl Source {
             _ => {}
         }
         if let Some(served) = self.versions.iter().find(|s| prefix(&s.version.group_version) == path) {
-            return Some(writer::document(Dialect::V3, self, paths::version_routes(&served.version), &served.custom));
+            return Some(writer::document(
+                Dialect::V3,
+                self,
+                paths::version_routes(&served.version),
+                &served.custom.made,
+            ));
         }
         let group = path.strip_prefix("apis/")?;
         let known = self.versions.iter().any(|s| &*s.version.group_version.group == group);
@@ -132,7 +162,7 @@ impl Source {
             if !served.version.group_version.group.is_empty() {
                 routes.extend(paths::group(&served.version.group_version.group));
             }
-            custom.extend(served.custom.iter().map(|(name, schema)| (name.clone(), definitions::for_v2(schema))));
+            custom.extend(served.custom.made.iter().map(|(name, schema)| (name.clone(), definitions::for_v2(schema))));
         }
         writer::document(Dialect::V2, self, routes, &custom)
     }
@@ -166,10 +196,7 @@ fn fingerprint(served: &Served, hash: &mut Sha512) {
         hash.update(&*resource.plural);
         hash.update([0]);
     }
-    for (name, schema) in served.custom.iter() {
-        hash.update(name);
-        hash.update(schema.to_string());
-    }
+    hash.update(&served.custom.fingerprint);
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -188,7 +215,7 @@ mod tests {
                 served_by_default: true,
                 resources: v.resources.clone(),
             }),
-            custom: Arc::default(),
+            custom: Custom::default(),
         });
         Source { versions: served.collect(), server_version: "v1.36.2".into() }
     }

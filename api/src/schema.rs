@@ -235,6 +235,10 @@ pub struct Field {
     pub type_name: &'static str,
     /// A struct that merging replaces as a whole in this place (`x-kubernetes-map-type: atomic` at the field).
     pub atomic: bool,
+    /// A struct that is merged field by field in this place although its type is atomic.
+    pub granular: bool,
+    /// An empty list and none differ, as long as defaults have not been set.
+    pub keeps_empty: bool,
     /// The list says that it is atomic, which it is too if it says nothing.
     pub says_list_type: bool,
     /// A Go pointer: absent and zero differ.
@@ -263,6 +267,8 @@ impl Field {
             ty,
             type_name: "",
             atomic: false,
+            granular: false,
+            keeps_empty: false,
             says_list_type: false,
             pointer: false,
             omit: Omit::Empty,

@@ -19,7 +19,7 @@ use crate::schema::{self, AnyKind, Field, List, ListKind, MapOf, Omit, Scalar, S
 use regex::Regex;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, OnceLock};
 
 pub use check::check;
 pub use formats::unrecognized as unrecognized_formats;
@@ -46,15 +46,79 @@ pub struct Structural {
     pub items: Option<Box<Structural>>,
     /// `x-kubernetes-validations` as the definition has them: CEL is not this crate's.
     pub rules: Vec<Value>,
-    pub checks: Checks,
+    /// Shared by all nodes that say nothing beyond their type, as most do.
+    pub checks: SharedChecks,
+}
+
+/// [`Checks`] in a form that costs nothing where there are none.
+#[derive(Clone, Debug)]
+pub struct SharedChecks(Arc<Checks>);
+
+static NO_CHECKS: LazyLock<SharedChecks> = LazyLock::new(|| SharedChecks(Arc::default()));
+
+impl SharedChecks {
+    fn new(checks: Checks) -> Self {
+        if checks.say_nothing() { Self::default() } else { Self(Arc::new(checks)) }
+    }
+}
+
+impl Default for SharedChecks {
+    fn default() -> Self {
+        NO_CHECKS.clone()
+    }
+}
+
+impl std::ops::Deref for SharedChecks {
+    type Target = Checks;
+    fn deref(&self) -> &Checks {
+        &self.0
+    }
+}
+
+impl Checks {
+    fn say_nothing(&self) -> bool {
+        let numbers = [self.minimum, self.maximum, self.multiple_of];
+        let counts = [
+            self.min_length,
+            self.max_length,
+            self.min_items,
+            self.max_items,
+            self.min_properties,
+            self.max_properties,
+        ];
+        self.format.is_empty()
+            && self.pattern.is_none()
+            && !self.exclusive_minimum
+            && !self.exclusive_maximum
+            && numbers.iter().all(Option::is_none)
+            && counts.iter().all(Option::is_none)
+            && self.allowed.is_empty()
+            && self.required.is_empty()
+            && [&self.all_of, &self.any_of, &self.one_of].iter().all(|list| list.is_empty())
+            && self.not.is_none()
+    }
+}
+
+/// A regular expression, compiled when the first value is held against it: many definitions are never written to, and a
+/// compiled expression takes far more room than its source.
+#[derive(Debug)]
+pub struct Pattern {
+    pub source: Box<str>,
+    compiled: OnceLock<Option<Regex>>,
+}
+
+impl Pattern {
+    /// Whether a text fits. One that is no expression was refused with its definition; it lets anything pass.
+    pub fn fits(&self, text: &str) -> bool {
+        self.compiled.get_or_init(|| Regex::new(&self.source).ok()).as_ref().is_none_or(|regex| regex.is_match(text))
+    }
 }
 
 /// What a value must be beyond its type.
 #[derive(Debug, Default)]
 pub struct Checks {
     pub format: Box<str>,
-    /// The expression with its source.
-    pub pattern: Option<(Box<str>, Regex)>,
+    pub pattern: Option<Pattern>,
     pub minimum: Option<f64>,
     pub exclusive_minimum: bool,
     pub maximum: Option<f64>,
@@ -99,7 +163,7 @@ impl Structural {
             _ => None,
         };
         let pattern = schema["pattern"].as_str().filter(|p| !p.is_empty());
-        let pattern = pattern.and_then(|p| Regex::new(p).ok().map(|regex| (p.into(), regex)));
+        let pattern = pattern.map(|p| Pattern { source: p.into(), compiled: OnceLock::new() });
         let properties = schema["properties"].as_object().into_iter().flatten();
         Self {
             ty: text("type"),
@@ -119,7 +183,7 @@ impl Structural {
             },
             items: one("items"),
             rules: schema["x-kubernetes-validations"].as_array().cloned().unwrap_or_default(),
-            checks: Checks {
+            checks: SharedChecks::new(Checks {
                 format: text("format"),
                 pattern,
                 minimum: number("minimum"),
@@ -139,7 +203,7 @@ impl Structural {
                 any_of: list("anyOf"),
                 one_of: list("oneOf"),
                 not: one("not"),
-            },
+            }),
         }
     }
 

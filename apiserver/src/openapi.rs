@@ -8,10 +8,9 @@ use crate::respond::{Answer, Body, answer};
 use crate::version::GIT_VERSION;
 use bytes::Bytes;
 use coxswain_api::catalogue::Version;
-use coxswain_api::openapi::{self, Dialect, Served, Source, custom_definitions};
+use coxswain_api::openapi::{self, Custom, Dialect, Served, Source, custom_definitions};
 use http::header::{CACHE_CONTROL, ETAG, EXPIRES, HeaderValue, IF_NONE_MATCH, LOCATION, VARY};
 use http::{Method, StatusCode};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const JSON: &str = "application/json";
@@ -68,13 +67,23 @@ fn source(index: &Index) -> Source {
         .into_iter()
         .map(|gv| {
             let resources = index.versions.get(&(gv.group.clone(), gv.version.clone()));
-            let mut custom = BTreeMap::new();
-            for served in resources.into_iter().flat_map(|r| r.values()).filter(|s| s.custom) {
-                custom.extend(custom_definitions(&served.ty, served.strategy.open_api()));
+            let custom: Vec<_> = resources.into_iter().flat_map(|r| r.values()).filter(|s| s.custom).cloned().collect();
+            let mut fingerprint = Vec::new();
+            for served in &custom {
+                fingerprint.extend_from_slice(served.ty.kind.as_bytes());
+                fingerprint.push(0);
+                fingerprint.extend(served.strategy.open_api().into_iter().flat_map(|schema| schema.hash));
             }
+            let custom = Custom::new(fingerprint, move || {
+                let definitions = custom.iter().flat_map(|served| {
+                    let schema = served.strategy.open_api().and_then(|s| serde_json::from_str(&s.text).ok());
+                    custom_definitions(&served.ty, schema.as_ref())
+                });
+                definitions.collect()
+            });
             let resources = resources.into_iter().flat_map(|r| r.values()).map(|s| s.ty.clone()).collect();
             let version = Version { group_version: gv, served_by_default: true, resources };
-            Served { version: Arc::new(version), custom: Arc::new(custom) }
+            Served { version: Arc::new(version), custom }
         })
         .collect();
     Source { versions, server_version: GIT_VERSION.into() }

@@ -5,7 +5,9 @@ use crate::functions::{self, Overload};
 use crate::parse;
 use crate::types::{Substitutions, Type, most_general};
 use crate::value::library_type;
-use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SelectExpr, SourceInfo, operators};
+use cel::common::ast::{
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SelectExpr, SourceInfo, operators,
+};
 use std::sync::Arc;
 
 /// What an expression can name.
@@ -353,8 +355,7 @@ impl Checker<'_> {
     /// Finds the overloads that fit; the type is theirs, or open if they differ.
     fn resolve(&mut self, id: u64, call: &CallExpr, known: &'static [Overload]) -> Type {
         let is_member = call.target.is_some();
-        let given: Vec<Type> =
-            call.target.as_deref().into_iter().chain(&call.args).map(|e| self.resolved(e)).collect();
+        let given: Vec<Type> = call.target.as_deref().into_iter().chain(&call.args).map(|e| self.resolved(e)).collect();
         let mut result: Option<Type> = None;
         for overload in known.iter().filter(|o| o.is_member == is_member) {
             let by = self.variables;

@@ -143,7 +143,8 @@ impl DeclType {
             }
         }
         if is_resource {
-            let text = || Arc::new(Self { kind: Kind::Plain(Type::String), max_elements: MAX_REQUEST_BYTES - 2, min_size: 2 });
+            let text =
+                || Arc::new(Self { kind: Kind::Plain(Type::String), max_elements: MAX_REQUEST_BYTES - 2, min_size: 2 });
             let named = ["name", "generateName"].map(|field| (field.into(), (field.into(), text())));
             let kind = Kind::Object { name: format!("{name}.metadata").into(), fields: named.into() };
             let metadata = Arc::new(Self { kind, max_elements: 0, min_size: 2 });

@@ -163,10 +163,7 @@ impl<'p, 'a> Evaluator<'p, 'a> {
             return value.clone();
         }
         let ty = || crate::value::library_type(name).map(Value::OfType);
-        self.bindings
-            .variable(name)
-            .or_else(ty)
-            .ok_or_else(|| Error::new(format!("no such attribute(s): {name}")))
+        self.bindings.variable(name).or_else(ty).ok_or_else(|| Error::new(format!("no such attribute(s): {name}")))
     }
 
     fn comprehension(&mut self, c: &'p ComprehensionExpr) -> Found<'a> {

@@ -32,7 +32,16 @@ static TABLE: LazyLock<HashMap<&'static str, Vec<Overload>>> = LazyLock::new(|| 
     }
     // Lists are ordered by what can be ordered.
     for name in ["isSorted", "min", "max"] {
-        let kinds = [Type::Int, Type::Uint, Type::Double, Type::Bool, Type::Duration, Type::Timestamp, Type::String, Type::Bytes];
+        let kinds = [
+            Type::Int,
+            Type::Uint,
+            Type::Double,
+            Type::Bool,
+            Type::Duration,
+            Type::Timestamp,
+            Type::String,
+            Type::Bytes,
+        ];
         let overloads = table.entry(name).or_default();
         for of in kinds {
             let result = if name == "isSorted" { Type::Bool } else { of.clone() };
@@ -41,7 +50,16 @@ static TABLE: LazyLock<HashMap<&'static str, Vec<Overload>>> = LazyLock::new(|| 
         }
     }
     for (name, extra) in [("sort", false), ("@sortByAssociatedKeys", true)] {
-        for of in [Type::Int, Type::Uint, Type::Double, Type::Bool, Type::Duration, Type::Timestamp, Type::String, Type::Bytes] {
+        for of in [
+            Type::Int,
+            Type::Uint,
+            Type::Double,
+            Type::Bool,
+            Type::Duration,
+            Type::Timestamp,
+            Type::String,
+            Type::Bytes,
+        ] {
             let id = leaked(format!("list_{of}_{name}"));
             let any = Type::list(Type::Variable(0));
             let (arguments, result, variables) = if extra {

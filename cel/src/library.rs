@@ -77,9 +77,7 @@ pub(crate) fn call<'a>(name: &str, is_member: bool, args: &[Value<'a>]) -> Found
         ("isIP", [Cidr(_)]) => Ok(Bool(true)),
         (name, [Ip(ip)]) => net::of_ip(name, *ip),
         (name, [Cidr(cidr), rest @ ..]) => cidr.call(name, rest),
-        ("format.named", [Text(name)]) => {
-            Ok(Optional(names::named(name).map(|format| Arc::new(Format(format)))))
-        }
+        ("format.named", [Text(name)]) => Ok(Optional(names::named(name).map(|format| Arc::new(Format(format))))),
         ("validate", [Format(format), Text(text)]) => {
             let errors: Vec<_> = (format.check)(text).into_iter().map(Value::from).collect();
             Ok(if errors.is_empty() { Optional(None) } else { Value::some(Value::list(errors)) })
@@ -127,7 +125,11 @@ fn of_quantity<'a>(name: &str, amount: &Arc<Amount>, rest: &[Value<'a>]) -> Foun
         ("compareTo", Some(other)) => Int((**amount).cmp(&other) as i64),
         ("add" | "sub", Some(other)) => {
             let mut made = (**amount).clone();
-            if name == "add" { made.add(&other) } else { made.sub(&other) }
+            if name == "add" {
+                made.add(&other)
+            } else {
+                made.sub(&other)
+            }
             Quantity(Arc::new(made))
         }
         _ => return Err(Error::no_overload()),
@@ -144,8 +146,19 @@ pub(crate) fn cost_before(name: &str, args: &[Value<'_>]) -> u64 {
         "check" => CHECK_COST,
         "fieldSelector" | "labelSelector" => selector_cost_of(size(1)),
         "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => args.first().map_or(0, traversal),
-        "url" | "lowerAscii" | "upperAscii" | "substring" | "trim" | "jsonpatch.escapeKey" | "cidr" | "isIP" | "isCIDR"
-        | "quantity" | "isQuantity" | "semver" | "isSemver" => text(size(0)),
+        "url"
+        | "lowerAscii"
+        | "upperAscii"
+        | "substring"
+        | "trim"
+        | "jsonpatch.escapeKey"
+        | "cidr"
+        | "isIP"
+        | "isCIDR"
+        | "quantity"
+        | "isQuantity"
+        | "semver"
+        | "isSemver" => text(size(0)),
         "ip" if matches!(args.first(), Some(Value::Text(_))) => text(size(0)),
         "replace" | "split" | "ip.isCanonical" => (size(0) as f64 * 2.0 * STRING_FACTOR).ceil() as u64,
         "join" => 0,

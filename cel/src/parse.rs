@@ -2,7 +2,9 @@
 //! prints them.
 
 use cel::Env;
-use cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, ListExpr, LiteralValue, MapExpr, SourceInfo, operators};
+use cel::common::ast::{
+    CallExpr, ComprehensionExpr, Expr, IdedExpr, ListExpr, LiteralValue, MapExpr, SourceInfo, operators,
+};
 use cel::parser::{Macro, MacroExprHelper, ParseError};
 use std::sync::LazyLock;
 
@@ -26,9 +28,9 @@ static ENV: LazyLock<Env> = LazyLock::new(|| {
         ("transformMapEntry", 3, TwoVariables::Entry),
         ("transformMapEntry", 4, TwoVariables::Entry),
     ] {
-        let expand = move |helper: &mut MacroExprHelper<'_>, target: &mut Option<IdedExpr>, args: &mut Vec<IdedExpr>| {
-            two_variables(helper, target, args, kind)
-        };
+        let expand = move |helper: &mut MacroExprHelper<'_>,
+                           target: &mut Option<IdedExpr>,
+                           args: &mut Vec<IdedExpr>| { two_variables(helper, target, args, kind) };
         env.add_macro(Macro::receiver(name, arguments, expand)).expect("no other macro has so many arguments");
     }
     env

@@ -274,9 +274,7 @@ impl<'a> Value<'a> {
             (Map(_) | Tree(..), Map(_) | Tree(..)) => {
                 let (Some(a), Some(b)) = (self.entries(), other.entries()) else { return false };
                 a.len() == b.len()
-                    && a.iter().all(|(key, value)| {
-                        matches!(other.find(key), Ok(Some(found)) if value.equals(&found))
-                    })
+                    && a.iter().all(|(key, value)| matches!(other.find(key), Ok(Some(found)) if value.equals(&found)))
             }
             _ => false,
         }

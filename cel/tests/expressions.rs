@@ -88,10 +88,16 @@ fn what_is_wrong_is_told_with_its_place() {
         ("foo.bar", "1: undeclared reference to 'foo' (in container '')\n | foo.bar\n | ^"),
         ("1 + 'a' == 2", "3: found no matching overload for '_+_' applied to '(int, string)'\n | 1 + 'a' == 2\n | ..^"),
         ("'a'.nope()", "9: undeclared reference to 'nope' (in container '')\n | 'a'.nope()\n | ........^"),
-        ("'a'.contains(1)", "13: found no matching overload for 'contains' applied to 'string.(int)'\n | 'a'.contains(1)\n | ............^"),
+        (
+            "'a'.contains(1)",
+            "13: found no matching overload for 'contains' applied to 'string.(int)'\n | 'a'.contains(1)\n | ............^",
+        ),
         ("[1, 'a']", "5: expected type 'int' but found 'string'\n | [1, 'a']\n | ....^"),
         ("(1).a", "4: type 'int' does not support field selection\n | (1).a\n | ...^"),
-        ("1.all(x, x)", "1: expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)\n | 1.all(x, x)\n | ^"),
+        (
+            "1.all(x, x)",
+            "1: expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)\n | 1.all(x, x)\n | ^",
+        ),
         ("duration('x')", "10: invalid duration argument\n | duration('x')\n | .........^"),
         ("'a'.matches('[')", "13: invalid matches argument\n | 'a'.matches('[')\n | ............^"),
     ] {

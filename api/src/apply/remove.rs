@@ -10,12 +10,14 @@ fn root(schema: &StructRef) -> Atom<'_> {
     Atom::Struct { this: schema, atomic: schema.atomic }
 }
 
-/// The object without the fields of the set. A container that loses everything becomes null.
+/// The object without the fields of the set. A container that loses everything becomes null; only a map of a custom resource,
+/// where nothing else says that it is there, stays as an empty one.
 pub fn remove(value: &Value, fields: &Set, schema: &StructRef) -> Value {
-    if fields.is_empty() { value.clone() } else { walk(value, fields, root(schema)) }
+    let emptied = if schema.name.is_empty() { Value::Object(Map::new()) } else { Value::Null };
+    if fields.is_empty() { value.clone() } else { walk(value, fields, root(schema), &emptied) }
 }
 
-fn walk(value: &Value, fields: &Set, atom: Atom<'_>) -> Value {
+fn walk(value: &Value, fields: &Set, atom: Atom<'_>, emptied: &Value) -> Value {
     let atom = atom.deduce(value);
     match (atom, value) {
         (Atom::Scalar(_), value) => value.clone(),
@@ -26,7 +28,7 @@ fn walk(value: &Value, fields: &Set, atom: Atom<'_>) -> Value {
                 let node = keys.element(element, item).ok().and_then(|e| fields.get(&e));
                 match node {
                     Some(node) if node.member => {}
-                    Some(node) => kept.push(walk(item, &node.children, Atom::of(element, None))),
+                    Some(node) => kept.push(walk(item, &node.children, Atom::of(element, None), emptied)),
                     None => kept.push(item.clone()),
                 }
             }
@@ -39,14 +41,18 @@ fn walk(value: &Value, fields: &Set, atom: Atom<'_>) -> Value {
                     Some(node) if node.member => {}
                     Some(node) => {
                         let entry = atom.entry(key).unwrap_or(Atom::Deduced);
-                        kept.insert(key.clone(), walk(value, &node.children, entry));
+                        kept.insert(key.clone(), walk(value, &node.children, entry, emptied));
                     }
                     None => {
                         kept.insert(key.clone(), value.clone());
                     }
                 }
             }
-            if kept.is_empty() { Value::Null } else { Value::Object(kept) }
+            match atom {
+                _ if !kept.is_empty() => Value::Object(kept),
+                Atom::Map { .. } => emptied.clone(),
+                _ => Value::Null,
+            }
         }
         _ => Value::Null,
     }

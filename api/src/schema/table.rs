@@ -177,6 +177,7 @@ fn field(schemas: &Schemas, line: &'static str) -> Field {
             "set" => list = ListKind::Set,
             "list" => made.says_list_type = true,
             "atomic" => made.atomic = true,
+            "keep" => made.keeps_empty = true,
             "merge" => made.patch.merge = true,
             "replace" => made.patch.replace = true,
             "retainKeys" => made.patch.retain_keys = true,
@@ -194,6 +195,7 @@ fn field(schemas: &Schemas, line: &'static str) -> Field {
     }
     if let Some(markers) = columns.next() {
         made.markers = markers.split(" ; ").map(Into::into).collect();
+        made.granular = made.markers.iter().any(|m| &**m == "+structType=granular");
     }
     if number != "-" {
         let mut numbers = number.split('/').rev().map(|n| n.parse::<u32>().expect("a protobuf number"));

@@ -124,10 +124,10 @@ impl Checks {
         if let Some(min) = self.min_length.filter(|min| length < *min) {
             found.should(go_quote(text), &format!("be at least {min} chars long"));
         }
-        if let Some((source, regex)) = &self.pattern
-            && !regex.is_match(text)
+        if let Some(pattern) = &self.pattern
+            && !pattern.fits(text)
         {
-            found.should(go_quote(text), &format!("match '{source}'"));
+            found.should(go_quote(text), &format!("match '{}'", pattern.source));
         }
         if !self.format.is_empty() && !formats::fits(&self.format, text) {
             let quoted = go_quote(text);

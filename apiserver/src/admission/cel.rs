@@ -5,7 +5,9 @@ mod request;
 use crate::authorization::{Authorization, Authorizer as _};
 use crate::request::{RequestInfo, User};
 use coxswain_api::Value;
-use coxswain_cel::{AccessRequest, Authorizer, Bindings, CALL_COST_MAX, Compiled, DeclType, Decision, Env, Error, Type, compile};
+use coxswain_cel::{
+    AccessRequest, Authorizer, Bindings, CALL_COST_MAX, Compiled, Decision, DeclType, Env, Error, Type, compile,
+};
 use coxswain_cel::{Value as CelValue, evaluate};
 use futures::FutureExt as _;
 use std::cell::{Cell, RefCell};

@@ -22,7 +22,14 @@ pub struct ValidatingAdmissionPolicy {
 
 impl ValidatingAdmissionPolicy {
     pub fn new(objects: Arc<dyn Objects>, authorization: Arc<Authorization>) -> Self {
-        Self { common: Common::new(objects, authorization, "validatingadmissionpolicies", "validatingadmissionpolicybindings") }
+        Self {
+            common: Common::new(
+                objects,
+                authorization,
+                "validatingadmissionpolicies",
+                "validatingadmissionpolicybindings",
+            ),
+        }
     }
 }
 

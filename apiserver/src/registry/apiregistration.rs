@@ -51,7 +51,7 @@ impl Resource for ApiServices {
             }
         }
         for what in names::dns1035_label(version.str(), false) {
-            errors.push(Error::invalid(version.path(), &version, what));
+            errors.push(Error::invalid(version.path(), version.str(), what));
         }
         for (field, max) in [("groupPriorityMinimum", 20_000), ("versionPriority", 1000)] {
             let value = spec.child_named(field);

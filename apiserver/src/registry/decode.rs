@@ -3,7 +3,7 @@
 use super::options::{DeleteOptions, FieldValidation, WriteOptions};
 use super::pipeline::{Call, Shape};
 use coxswain_api::codec::{self, DecodeError, Decoded, Format, TypeMeta};
-use coxswain_api::field::go_quote;
+use coxswain_api::field::{Error, Path, go_quote};
 use coxswain_api::schema::StructRef;
 use coxswain_api::{Status, Value, defaults, schema};
 use http::header::CONTENT_TYPE;
@@ -48,6 +48,9 @@ pub(super) fn object(call: &Call, options: &WriteOptions, shape: Shape<'_>) -> R
     // Evictions were served in an older version, which clients still send.
     let old_eviction = (group, version, kind, shape.kind) == ("policy", "v1beta1", "Eviction", "Eviction");
     let known = old_eviction || (group, version, kind) == (&shape.version.group, &shape.version.version, shape.kind);
+    if !known && call.served.custom && call.is_whole() {
+        return Err(wrong_custom(call, options, format, &stated, kind, shape));
+    }
     if !known {
         return Err(wrong_kind(call, group, version, kind, shape, &refused));
     }
@@ -108,6 +111,38 @@ fn wrong_kind(
     // Upstream prints Go's types: the package of the external type is its version, that of the internal one its group.
     let package = shape.version.group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
     refused(&format_args!("converting ({version}.{kind}) to ({package}.{}): unknown conversion", shape.kind))
+}
+
+/// A custom object of another kind or version: its decoder takes anything, and what it is comes out later.
+fn wrong_custom(
+    call: &Call,
+    options: &WriteOptions,
+    format: Format,
+    stated: &TypeMeta,
+    kind: &str,
+    shape: Shape<'_>,
+) -> Status {
+    let tree = match untyped(&call.body, format) {
+        Ok(decoded) => decoded.value,
+        Err(error) => return Status::bad_request(error.to_string()),
+    };
+    if stated.api_version != shape.version.api_version() {
+        // No schema knows this version, so that every field of its own is unknown.
+        if options.field_validation == FieldValidation::Warn {
+            let fields = tree.as_object().into_iter().flatten().map(|(name, _)| name);
+            for name in fields.filter(|n| !matches!(n.as_str(), "apiVersion" | "kind" | "metadata")) {
+                call.ctx.warnings.add(format!("unknown field {}", go_quote(name)));
+            }
+        }
+        return Status::bad_request(format!(
+            "the API version in the data ({}) does not match the expected API version ({})",
+            stated.api_version,
+            shape.version.api_version()
+        ));
+    }
+    let error = Error::invalid(&Path::new("kind"), kind, format!("must be {}", shape.kind));
+    let name = super::metadata::text(&tree, "name");
+    Status::invalid(&shape.version.group, kind, name, &[error])
 }
 
 /// `apiVersion` and `kind` as they are in this version.

@@ -21,7 +21,7 @@ pub trait Resource: Send + Sync + 'static {
     }
 
     /// The schema of this version as the definition has it, for OpenAPI.
-    fn open_api(&self) -> Option<&Value> {
+    fn open_api(&self) -> Option<&OpenApiSchema> {
         None
     }
 
@@ -198,6 +198,13 @@ pub trait Resource: Send + Sync + 'static {
     fn reset_fields(&self, _subresource: &str) -> Option<&'static [&'static str]> {
         None
     }
+}
+
+/// The schema of a custom resource as its definition has it: kept as text, for a tree takes ten times the room.
+#[derive(Debug)]
+pub struct OpenApiSchema {
+    pub text: Box<str>,
+    pub hash: [u8; 32],
 }
 
 /// See [`Resource::delete_rule`].

@@ -36,8 +36,41 @@ struct Custom {
     objects: Arc<dyn Objects>,
     storage: Arc<dyn Storage>,
     feed: Arc<Feed>,
-    /// What is served, by name of the definition: its spec, so that a change is seen, and its group and plural.
-    served: BTreeMap<String, (Value, String, String)>,
+    /// What is served, by name of the definition: the hash of its spec, so that a change is seen, and its group and plural.
+    served: BTreeMap<String, ([u8; 32], String, String)>,
+    /// Every definition as it was when it was last looked at. One that has not changed is not read again, so that a change
+    /// costs what it costs and not what all definitions do.
+    known: BTreeMap<String, Known>,
+}
+
+/// What others need to know of a definition, and whether there is anything left to do about it.
+struct Known {
+    revision: Revision,
+    group: String,
+    /// Its accepted plural, singular and short names.
+    resources: Vec<String>,
+    /// Its accepted kinds.
+    kinds: Vec<String>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Something is to be done about it, or to be tried again.
+    Pending,
+    /// Somebody else has its names; it is looked at again when a definition of its group changes.
+    Conflicted,
+    Settled,
+}
+
+impl Known {
+    fn of(definition: &Value, revision: Revision) -> Self {
+        let accepted = |field: &str| text(definition, &format!("/status/acceptedNames/{field}")).to_owned();
+        let mut resources = vec![accepted("plural"), accepted("singular")];
+        resources.extend(strings(definition, "/status/acceptedNames/shortNames"));
+        let kinds = vec![accepted("kind"), accepted("listKind")];
+        Self { revision, group: text(definition, "/spec/group").to_owned(), resources, kinds, state: State::Pending }
+    }
 }
 
 /// Follows the definitions for as long as the server lives.
@@ -46,7 +79,7 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, storage: Arc<dyn 
     let feed = store.feed().clone();
     let mut progress = feed.subscribe();
     let mut seen = Revision(0);
-    let mut custom = Custom { front, objects, storage, feed, served: BTreeMap::new() };
+    let mut custom = Custom { front, objects, storage, feed, served: BTreeMap::new(), known: BTreeMap::new() };
     loop {
         let changed = store.cache().changed();
         if changed != seen {
@@ -68,42 +101,69 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, storage: Arc<dyn 
 impl Custom {
     async fn step(&mut self, store: &Store) -> Result<(), String> {
         let snapshot = store.cache().snapshot(store.feed().progress());
-        let definitions: Vec<Arc<Value>> = snapshot.objects.values().map(|o| o.tree()).collect();
-        for definition in &definitions {
-            let name = text(definition, "/metadata/name");
-            if definition.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
-                self.finalize(definition).await?;
-                continue;
-            }
-            let accepted = self.accept_names(definition, &definitions).await?;
-            if accepted || is_true(definition, "Established") {
-                self.serve(definition).await.map_err(|status| format!("serving {name}: {status}"))?;
-            }
-        }
-        let names: HashSet<&str> = definitions.iter().map(|d| text(d, "/metadata/name")).collect();
-        let gone: Vec<String> = self.served.keys().filter(|n| !names.contains(n.as_str())).cloned().collect();
+        let present: BTreeMap<&str, _> = snapshot.objects.values().map(|o| (o.name(), o)).collect();
+        let gone: Vec<String> = self.known.keys().filter(|n| !present.contains_key(n.as_str())).cloned().collect();
+        // Names that were in the way of others may have become free.
+        let mut touched: HashSet<String> = HashSet::new();
         for name in gone {
             self.withdraw(&name).await;
+            touched.extend(self.known.remove(&name).map(|known| known.group));
         }
-        Ok(())
+        for (name, object) in &present {
+            if self.known.get(*name).is_none_or(|known| known.revision != object.revision) {
+                let made = Known::of(&object.tree(), object.revision);
+                touched.extend(self.known.insert((*name).to_owned(), made).map(|known| known.group));
+                touched.insert(self.known[*name].group.clone());
+            }
+        }
+        // One that cannot be brought up to date does not keep the others waiting.
+        let mut failure = None;
+        for (name, object) in present {
+            let known = &self.known[name];
+            match known.state {
+                State::Settled => continue,
+                State::Conflicted if !touched.contains(&known.group) => continue,
+                _ => {}
+            }
+            match self.bring_up(name, &object.tree()).await {
+                Ok(state) => {
+                    if let Some(known) = self.known.get_mut(name) {
+                        known.state = state;
+                    }
+                }
+                Err(why) => {
+                    failure.get_or_insert(why);
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Does what is to be done about one definition.
+    async fn bring_up(&mut self, name: &str, definition: &Value) -> Result<State, String> {
+        if definition.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
+            self.finalize(definition).await?;
+            return Ok(State::Pending);
+        }
+        let accepted = self.accept_names(definition).await?;
+        if accepted || is_true(definition, "Established") {
+            self.serve(definition).await.map_err(|status| format!("serving {name}: {status}"))?;
+        }
+        // What was written just now comes back as a change.
+        Ok(match accepted && is_true(definition, "NamesAccepted") {
+            true => State::Settled,
+            false => State::Conflicted,
+        })
     }
 
     /// Checks the names against those of all other definitions of the group, and writes down what came of it. True if the
     /// definition may be served.
-    async fn accept_names(&self, definition: &Value, all: &[Arc<Value>]) -> Result<bool, String> {
+    async fn accept_names(&mut self, definition: &Value) -> Result<bool, String> {
         let group = text(definition, "/spec/group");
         let own = text(definition, "/metadata/name");
-        let others = all.iter().filter(|d| text(d, "/spec/group") == group && text(d, "/metadata/name") != own);
-        let (mut resources, mut kinds) = (HashSet::new(), HashSet::new());
-        for other in others {
-            for field in ["plural", "singular"] {
-                resources.insert(text(other, &format!("/status/acceptedNames/{field}")).to_owned());
-            }
-            resources.extend(strings(other, "/status/acceptedNames/shortNames"));
-            for field in ["kind", "listKind"] {
-                kinds.insert(text(other, &format!("/status/acceptedNames/{field}")).to_owned());
-            }
-        }
+        let others = || self.known.iter().filter(|(name, known)| known.group == group && *name != own);
+        let resources: HashSet<String> = others().flat_map(|(_, known)| known.resources.iter().cloned()).collect();
+        let kinds: HashSet<String> = others().flat_map(|(_, known)| known.kinds.iter().cloned()).collect();
         let requested = |field: &str| text(definition, &format!("/spec/names/{field}")).to_owned();
         let before = |field: &str| text(definition, &format!("/status/acceptedNames/{field}")).to_owned();
         let mut accepted = serde_json::Map::new();
@@ -162,6 +222,10 @@ impl Custom {
             let mut changed = definition.clone();
             changed["status"] = status;
             self.put(&format!("{DEFINITIONS}/{own}/status"), &changed).await?;
+            // Whoever is looked at next must know which names are taken now.
+            if let Some(known) = self.known.get_mut(own) {
+                *known = Known::of(&changed, known.revision);
+            }
         }
         Ok(conflict.is_none() || established)
     }
@@ -178,7 +242,8 @@ impl Custom {
     async fn serve(&mut self, definition: &Value) -> Result<(), Status> {
         let name = text(definition, "/metadata/name").to_owned();
         let spec = definition.get("spec").cloned().unwrap_or_default();
-        if self.served.get(&name).is_some_and(|(old, ..)| *old == spec) {
+        let hash: [u8; 32] = Sha256::digest(spec.to_string().as_bytes()).into();
+        if self.served.get(&name).is_some_and(|(old, ..)| *old == hash) {
             return Ok(());
         }
         let (group, plural) = (text(&spec, "/group").to_owned(), text(&spec, "/names/plural").to_owned());
@@ -206,7 +271,7 @@ impl Custom {
                 }
             }
         });
-        self.served.insert(name, (spec, group, plural));
+        self.served.insert(name, (hash, group, plural));
         Ok(())
     }
 
@@ -268,14 +333,10 @@ impl Custom {
         let mut changed = definition.clone();
         let completed = ("InstanceDeletionCompleted", "removed all instances");
         set_condition(&mut changed["status"], "Terminating", "False", completed.0, completed.1, &now);
-        let path = format!("{DEFINITIONS}/{name}");
-        let (code, mut changed) = send(&*self.objects, "PUT", &format!("{path}/status"), Some(&changed)).await?;
-        if code != 200 {
-            return Err(format!("updating {path}/status: {code} {}", changed["message"]));
-        }
+        // Both in one write, so that nobody sees a definition that is done with but still held.
         let rest: Vec<String> = finalizers.into_iter().filter(|f| f != FINALIZER).collect();
         changed["metadata"]["finalizers"] = rest.into();
-        self.put(&path, &changed).await?;
+        self.put(&format!("{DEFINITIONS}/{name}/status"), &changed).await?;
         self.withdraw(&name).await;
         Ok(())
     }

@@ -95,7 +95,14 @@ fn signed(n: i64, digits: impl Fn(u64) -> String) -> String {
 }
 
 fn special(n: f64) -> String {
-    if n.is_nan() { "NaN" } else if n > 0.0 { "Infinity" } else { "-Infinity" }.into()
+    if n.is_nan() {
+        "NaN"
+    } else if n > 0.0 {
+        "Infinity"
+    } else {
+        "-Infinity"
+    }
+    .into()
 }
 
 /// With a sign and at least two digits in the exponent, as Go has it.

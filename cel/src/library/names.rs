@@ -25,7 +25,11 @@ static FORMATS: [NameFormat; 13] = [
     NameFormat { name: "uuid", check: |s| told(is_uuid(s), "does not match the UUID format"), regex_size: 78 },
     NameFormat { name: "byte", check: |s| told(is_base64(s), "invalid base64"), regex_size: 84 },
     NameFormat { name: "date", check: |s| told(is_date(s), "invalid date"), regex_size: 156 },
-    NameFormat { name: "datetime", check: |s| told(time::parse_timestamp(s).is_some(), "invalid datetime"), regex_size: 156 },
+    NameFormat {
+        name: "datetime",
+        check: |s| told(time::parse_timestamp(s).is_some(), "invalid datetime"),
+        regex_size: 156,
+    },
 ];
 
 pub(crate) fn named(name: &str) -> Option<&'static NameFormat> {

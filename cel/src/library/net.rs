@@ -51,9 +51,11 @@ fn cidr(text: &str) -> Result<Cidr, Error> {
     let (base, length) = text.rsplit_once('/').ok_or_else(|| told("no '/'"))?;
     let base: IpAddr = base.parse().map_err(|_| told(&format!("ParseAddr({}): unable to parse IP", go_quote(base))))?;
     let plain = length == "0" || (!length.starts_with('0') && length.bytes().all(|b| b.is_ascii_digit()));
-    let bits: u8 = length.parse().ok().filter(|_| plain).ok_or_else(|| {
-        told(&format!("bad bits after slash: {}", go_quote(length)))
-    })?;
+    let bits: u8 = length
+        .parse()
+        .ok()
+        .filter(|_| plain)
+        .ok_or_else(|| told(&format!("bad bits after slash: {}", go_quote(length))))?;
     if bits > if base.is_ipv4() { 32 } else { 128 } {
         return Err(told("prefix length out of range"));
     }
@@ -90,9 +92,9 @@ pub(super) fn of_ip<'a>(name: &str, ip: IpAddr) -> Found<'a> {
         "isLoopback" => Value::Bool(ip.is_loopback()),
         "isLinkLocalMulticast" => Value::Bool(link_local_multicast),
         "isLinkLocalUnicast" => Value::Bool(link_local),
-        "isGlobalUnicast" => Value::Bool(
-            !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && !link_local && !broadcast,
-        ),
+        "isGlobalUnicast" => {
+            Value::Bool(!ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && !link_local && !broadcast)
+        }
         _ => return Err(Error::no_overload()),
     })
 }

@@ -37,7 +37,8 @@ impl Semver {
                 let why = format!("{} number must not contain leading zeroes {}", capital(what), go_quote(text));
                 return Err(Error::new(why));
             }
-            text.parse().map_err(|_| Error::new(format!("strconv.ParseUint: parsing {}: value out of range", go_quote(text))))
+            text.parse()
+                .map_err(|_| Error::new(format!("strconv.ParseUint: parsing {}: value out of range", go_quote(text))))
         };
         let numbers = [number("major", major)?, number("minor", minor)?, number("patch", patch)?];
         let clean = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');

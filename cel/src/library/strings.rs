@@ -18,9 +18,10 @@ fn regex(source: &str) -> Result<Arc<Regex>, Error> {
     if let Some(known) = REGEXES.lock().get(source) {
         return Ok(known.clone());
     }
-    let made = Arc::new(Regex::new(source).map_err(|_| {
-        Error::new(format!("error parsing regexp: invalid regular expression: `{source}`"))
-    })?);
+    let made = Arc::new(
+        Regex::new(source)
+            .map_err(|_| Error::new(format!("error parsing regexp: invalid regular expression: `{source}`")))?,
+    );
     let mut known = REGEXES.lock();
     if known.len() >= REGEXES_MAX {
         known.clear();

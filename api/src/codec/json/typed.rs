@@ -9,6 +9,11 @@ use base64::Engine;
 use serde_json::{Map, Number, Value};
 use std::borrow::Cow;
 
+/// Whether nothing is left of a value that says no more than its absence would.
+fn forgotten(field: &Field, value: &Value) -> bool {
+    left_out(field, value) && !(field.keeps_empty && (value.is_array() || value.is_object()))
+}
+
 type Result<T> = std::result::Result<T, DecodeError>;
 
 /// How many complaints are kept, as upstream does.
@@ -153,10 +158,10 @@ impl<'a> Decoder<'a> {
                 // Go decodes into what is there already.
                 let old = map.remove(&*field.name);
                 let value = over(old, value);
-                if !left_out(field, &value) {
+                if !forgotten(field, &value) {
                     map.insert(key.into_owned(), value);
                 }
-            } else if !left_out(field, &value) {
+            } else if !forgotten(field, &value) {
                 map.insert(key.into_owned(), value);
             }
             Ok(())

@@ -12,8 +12,7 @@ fn texts() -> Arc<DeclType> {
 }
 
 static REQUEST: LazyLock<Arc<DeclType>> = LazyLock::new(|| {
-    let group_version =
-        |name, last| DeclType::object(name, [("group", text()), ("version", text()), (last, text())]);
+    let group_version = |name, last| DeclType::object(name, [("group", text()), ("version", text()), (last, text())]);
     let kind = || group_version("kubernetes.GroupVersionKind", "kind");
     let resource = || group_version("kubernetes.GroupVersionResource", "resource");
     let user = DeclType::object(

@@ -2,9 +2,9 @@
 
 use super::{Common, define_variables};
 use crate::admission::cel::{Asked, Variables, conditions_hold};
-use crate::authorization::Authorization;
 use crate::admission::matching::{access_request, is_exempt, namespace_of, request};
 use crate::admission::{Attributes, Operation, Plugin};
+use crate::authorization::Authorization;
 use crate::objects::Objects;
 use async_trait::async_trait;
 use coxswain_api::{Status, Value};
@@ -17,7 +17,9 @@ pub struct MutatingAdmissionPolicy {
 
 impl MutatingAdmissionPolicy {
     pub fn new(objects: Arc<dyn Objects>, authorization: Arc<Authorization>) -> Self {
-        Self { common: Common::new(objects, authorization, "mutatingadmissionpolicies", "mutatingadmissionpolicybindings") }
+        Self {
+            common: Common::new(objects, authorization, "mutatingadmissionpolicies", "mutatingadmissionpolicybindings"),
+        }
     }
 }
 
@@ -51,7 +53,9 @@ impl Plugin for MutatingAdmissionPolicy {
                 let asked = self.common.asked(attributes);
                 let result = self.common.params(policy, binding, attributes).and_then(|params| {
                     let mut each = params.iter();
-                    each.try_for_each(|param| mutate(policy, attributes, param.as_deref(), namespace.as_deref(), &asked))
+                    each.try_for_each(|param| {
+                        mutate(policy, attributes, param.as_deref(), namespace.as_deref(), &asked)
+                    })
                 });
                 match result {
                     Ok(()) => {}

@@ -2,19 +2,20 @@
 
 use super::json_path::JsonPath;
 use super::rules::{self, Asked, Rules};
-use crate::registry::resource::{Column, Resource, ScalePaths};
+use crate::registry::resource::{Column, OpenApiSchema, Resource, ScalePaths};
 use crate::registry::table;
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path};
 use coxswain_api::structural::Structural;
 use coxswain_api::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 pub struct CustomResource {
     structural: Structural,
     rules: Option<Rules>,
-    schema: Value,
+    schema: OpenApiSchema,
     scale: Option<ScalePaths>,
     has_status: bool,
     columns: Vec<(Column, Option<JsonPath>)>,
@@ -46,10 +47,11 @@ impl CustomResource {
             ScalePaths { spec, status, selector: path("labelSelectorPath") }
         });
         let structural = Structural::parse(&schema);
+        let schema_text = schema.to_string().into_boxed_str();
         Self {
             rules: Rules::of(&structural),
             structural,
-            schema,
+            schema: OpenApiSchema { hash: Sha256::digest(schema_text.as_bytes()).into(), text: schema_text },
             scale,
             has_status: version.pointer("/subresources/status").is_some_and(|s| !s.is_null()),
             columns: columns(&list("additionalPrinterColumns")),
@@ -204,7 +206,7 @@ impl Resource for CustomResource {
         Some(&self.structural)
     }
 
-    fn open_api(&self) -> Option<&Value> {
+    fn open_api(&self) -> Option<&OpenApiSchema> {
         Some(&self.schema)
     }
 

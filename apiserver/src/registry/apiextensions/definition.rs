@@ -2,7 +2,6 @@
 //! `pkg/apis/apiextensions/validation`).
 
 use super::custom_resource::check_path;
-use super::json_path::JsonPath;
 use super::rule_check;
 use crate::registry::metadata;
 use crate::registry::resource::{DeleteRule, Resource};
@@ -508,9 +507,12 @@ fn validate_scale(scale: &View<'_>, path: &Path, errors: &mut ErrorList) {
     }
 }
 
+/// A version may have so many selectable fields.
+const SELECTABLE_FIELDS_MAX: usize = 8;
+
 fn validate_selectable(version: &View<'_>, schema: Option<&Value>, path: &Path, errors: &mut ErrorList) {
     let mut seen = HashSet::new();
-    let schema = schema.map(Structural::parse);
+    let schema = schema.map(Structural::parse).unwrap_or_default();
     for (i, field) in version.child("selectableFields").items().enumerate() {
         let value = field.child("jsonPath");
         let at = path.index(i).child("jsonPath");
@@ -518,24 +520,49 @@ fn validate_selectable(version: &View<'_>, schema: Option<&Value>, path: &Path, 
             errors.push(Error::required(&at, ""));
             continue;
         }
-        if let Some(error) = check_path(value.str(), &at) {
-            errors.push(error);
-            continue;
-        }
-        let fields = JsonPath::parse(value.str());
-        let fields = fields.as_ref().and_then(JsonPath::fields);
-        let mut node = schema.as_ref();
-        for name in fields.iter().flatten() {
-            node = node.filter(|_| *name != "metadata").and_then(|n| n.properties.get(*name));
-        }
-        match node {
-            Some(node) if matches!(&*node.ty, "string" | "integer" | "boolean") => {
-                if !seen.insert(value.str()) {
-                    errors.push(Error::duplicate(&at, &value));
-                }
+        let node = match selected(value.str(), &schema) {
+            Ok(node) => node,
+            Err(why) => {
+                errors.push(Error::invalid(&at, &value, format!("is an invalid path: {why}")));
+                continue;
             }
-            Some(_) => errors.push(Error::invalid(&at, &value, "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.")),
-            None => errors.push(Error::invalid(&at, &value, "is an invalid path: does not refer to a valid field")),
+        };
+        if value.str().trim_start_matches('.').split('.').next() == Some("metadata") {
+            errors.push(Error::invalid(&at, &value, "must not point to fields in metadata"));
+        }
+        if !matches!(&*node.ty, "string" | "integer" | "boolean") {
+            errors.push(Error::invalid(&at, &value, "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed."));
+        }
+        if !seen.insert(value.str()) {
+            errors.push(Error::duplicate(&at, &value));
         }
     }
+    if seen.len() > SELECTABLE_FIELDS_MAX {
+        errors.push(Error::too_many(path, seen.len(), SELECTABLE_FIELDS_MAX as i64));
+    }
+}
+
+/// The schema that a path of names, each after its dot, leads to (upstream: `cel.ValidFieldPath` without array notation).
+fn selected<'s>(path: &str, schema: &'s Structural) -> Result<&'s Structural, String> {
+    let (mut at, mut rest) = (schema, path);
+    while let Some(first) = rest.chars().next() {
+        if first == '[' {
+            return Err("array notation is not allowed".into());
+        }
+        if first != '.' {
+            let end = rest.find(['.', '[', ']']).filter(|end| *end > 0).unwrap_or(rest.len().min(first.len_utf8()));
+            let end = if rest.find(['.', '[', ']']).is_none() { rest.len() } else { end };
+            return Err(format!("expected [ or . but got: {}", &rest[..end]));
+        }
+        rest = &rest[1..];
+        if rest.is_empty() {
+            return Err("unexpected end of JSON path".into());
+        }
+        // A delimiter where a name should be is taken for the name.
+        let end = rest.find(['.', '[', ']']).unwrap_or(rest.len()).max(1);
+        let (name, after) = rest.split_at(end);
+        at = at.properties.get(name).ok_or("does not refer to a valid field")?;
+        rest = after;
+    }
+    Ok(at)
 }

@@ -112,8 +112,7 @@ impl Checker {
         if let (found @ Value::Object(_), Some(items)) = (&schema["items"], &parsed.items) {
             let here = (&*parsed.list_type != "map").then_some(path);
             let cardinality = around.times(parsed.checks.max_items);
-            let around =
-                Surroundings { lost: around.lost.or(here), is_resource: items.embedded, cardinality };
+            let around = Surroundings { lost: around.lost.or(here), is_resource: items.embedded, cardinality };
             self.schema_at(found, items, &path.child("items"), around);
         }
         let rules = View::new(Some(schema), path.clone()).child("x-kubernetes-validations");

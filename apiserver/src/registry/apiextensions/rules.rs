@@ -7,7 +7,9 @@
 use coxswain_api::Value;
 use coxswain_api::field::{Error, ErrorKind, ErrorList, Path, go_value};
 use coxswain_api::structural::Structural;
-use coxswain_cel::{Bindings, CALL_COST_MAX, Compiled, DeclType, Env, Outcome, Type, Value as CelValue, compile, evaluate};
+use coxswain_cel::{
+    Bindings, CALL_COST_MAX, Compiled, DeclType, Env, Outcome, Type, Value as CelValue, compile, evaluate,
+};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
@@ -255,7 +257,8 @@ impl Walk {
             let selves = Selves { current: CelValue::of(node.value, decl), old };
             let outcome = evaluate(compiled, &selves, CALL_COST_MAX);
             if !self.spend(outcome.cost) {
-                let why = "validation failed due to running out of cost budget, no further validation rules will be run";
+                let why =
+                    "validation failed due to running out of cost budget, no further validation rules will be run";
                 self.errors.push(of_type(why.into()));
                 return;
             }
@@ -304,16 +307,23 @@ impl Walk {
     }
 
     /// What `messageExpression` says, if it is fit for a message. The error ends everything: it cost too much.
-    fn made_message(&mut self, rule: &Rule, decl: &Arc<DeclType>, selves: &Selves<'_>) -> Result<Option<String>, String> {
+    fn made_message(
+        &mut self,
+        rule: &Rule,
+        decl: &Arc<DeclType>,
+        selves: &Selves<'_>,
+    ) -> Result<Option<String>, String> {
         if rule.message_expression.is_empty() {
             return Ok(None);
         }
         let Some(compiled) = rule.compiled_message(decl) else { return Ok(None) };
         let Outcome { value, cost } = evaluate(compiled, selves, CALL_COST_MAX);
         if !self.spend(cost) {
-            return Err("messageExpression evaluation failed due to running out of cost budget, no further validation rules \
+            return Err(
+                "messageExpression evaluation failed due to running out of cost budget, no further validation rules \
                         will be run"
-                .into());
+                    .into(),
+            );
         }
         match value {
             Ok(CelValue::Text(text)) => {

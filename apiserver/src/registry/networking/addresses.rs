@@ -42,7 +42,20 @@ impl Resource for IpAddresses {
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
         let (new, old, mut errors) =
             (View::root(object).child("spec"), View::root(old).child("spec"), ErrorList::new());
-        checks::immutable(&new.child("parentRef"), &old.child("parentRef"), &mut errors);
+        let parent = new.child("parentRef");
+        if !checks::same(parent.value(), old.child("parentRef").value()) {
+            // As upstream's internal type prints itself.
+            let part = |name: &'static str| serde_json::json!(parent.child(name).str());
+            let shown = format!(
+                "{{\"Group\":{},\"Resource\":{},\"Namespace\":{},\"Name\":{}}}",
+                part("group"),
+                part("resource"),
+                part("namespace"),
+                part("name")
+            );
+            let error = Error::invalid(parent.path(), &Value::Null, "field is immutable");
+            errors.push(Error { bad_value: Some(shown), ..error });
+        }
         errors
     }
 }
@@ -75,7 +88,18 @@ impl Resource for ServiceCidrs {
         let (new, old, mut errors) =
             (View::root(object).child("spec"), View::root(old).child("spec"), ErrorList::new());
         if subresource.is_empty() {
-            checks::immutable(&new.child("cidrs"), &old.child("cidrs"), &mut errors);
+            let (cidrs, before) = (new.child("cidrs"), old.child("cidrs"));
+            // One range may get a second of the other family; what is there stays.
+            let changed = |at: usize| {
+                let (now, was) = (cidrs.items().nth(at), before.items().nth(at));
+                now.filter(|now| was.is_some_and(|was| was.str() != now.str()))
+            };
+            if cidrs.len() < before.len() || before.is_empty() && !cidrs.is_empty() {
+                errors.push(Error::invalid(cidrs.path(), &cidrs, "field is immutable"));
+            }
+            for range in (0..before.len()).filter_map(changed) {
+                errors.push(Error::invalid(range.path(), &range, "field is immutable"));
+            }
         }
         errors
     }

@@ -3,6 +3,7 @@
 use crate::registry::checks::{self, SelectorLeniency};
 use crate::registry::core::pod_spec::csi_driver_name;
 use crate::registry::defaults::{child_mut, set_default};
+use crate::registry::metadata;
 use crate::registry::resource::Resource;
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path, View};
@@ -44,13 +45,25 @@ impl Resource for CsiDrivers {
         errors
     }
 
+    /// A new driver has no generation; every change of what it says counts one.
+    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
+        if object.get("spec") != old.get("spec") {
+            let generation = metadata::number(old, "generation").unwrap_or(0);
+            metadata::set(object, "generation", generation + 1);
+        }
+    }
+
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
         let (new, old, mut errors) = (View::root(object), View::root(old), ErrorList::new());
         let (new, old) = (new.child("spec"), old.child("spec"));
         driver_spec(&new, &mut errors);
-        for name in ["attachRequired", "volumeLifecycleModes"] {
-            checks::immutable(&new.child(name), &old.child(name), &mut errors);
+        let (attach, before) = (new.child("attachRequired"), old.child("attachRequired"));
+        if !checks::same(attach.value(), before.value()) {
+            // Upstream's path has a letter that the field does not.
+            let path = new.path().child("attachedRequired");
+            errors.push(Error::invalid(&path, &attach, "field is immutable"));
         }
+        checks::immutable(&new.child("volumeLifecycleModes"), &old.child("volumeLifecycleModes"), &mut errors);
         errors
     }
 

@@ -37,7 +37,22 @@ impl Resource for VolumeAttachments {
         let mut errors = self.validate(ctx, object);
         let (new, old) = (View::root(object).child("spec"), View::root(old).child("spec"));
         if !checks::same(new.value(), old.value()) {
-            errors.push(Error::invalid(new.path(), &new, checks::IMMUTABLE));
+            let error = Error::invalid(new.path(), &new, checks::IMMUTABLE);
+            let source = new.child("source");
+            // As upstream's internal type prints itself, which an inline volume would make very long.
+            let text = |view: &View<'_>| coxswain_api::json!(view.str());
+            errors.push(match source.child("inlineVolumeSpec").exists() {
+                true => error,
+                false => Error {
+                    bad_value: Some(format!(
+                        "{{\"Attacher\":{},\"Source\":{{\"PersistentVolumeName\":{},\"InlineVolumeSpec\":null}},\"NodeName\":{}}}",
+                        text(&new.child("attacher")),
+                        text(&source.child("persistentVolumeName")),
+                        text(&new.child("nodeName"))
+                    )),
+                    ..error
+                },
+            });
         }
         errors
     }

@@ -69,11 +69,7 @@ impl Virtual for Bindings {
                     }
                 }
             }
-            let mut condition = json!({"type": "PodScheduled", "status": "True"});
-            if let Some(generation) = metadata::number(pod, "generation").filter(|g| *g > 0) {
-                condition["observedGeneration"] = generation.into();
-            }
-            set_condition(pod, condition, call.ctx.now);
+            set_condition(pod, json!({"type": "PodScheduled", "status": "True"}), call.ctx.now);
             Ok(())
         };
         let dry_run = is_dry_run(call, None);
