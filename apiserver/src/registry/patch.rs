@@ -109,6 +109,9 @@ impl Patch {
         };
         let mut object = self.decoded(call, shape, patched, current)?;
         decode::set_defaults(call, &mut object, shape);
+        if call.is_whole() {
+            object = convert::settle(call, object)?;
+        }
         managed_fields::update(Some(current), &mut object, &writer);
         Ok(object)
     }

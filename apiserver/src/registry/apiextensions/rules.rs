@@ -207,8 +207,10 @@ impl Walk {
         }
         match node.value {
             Value::Object(map) => {
+                // The parts of a map that is replaced as a whole have no former selves.
+                let before = node.before.old.filter(|_| &*node.schema.map_type != "atomic");
                 for (name, value) in map {
-                    let old = node.before.old.and_then(|old| old.get(name)).filter(|old| !old.is_null());
+                    let old = before.and_then(|old| old.get(name)).filter(|old| !old.is_null());
                     let name = name.as_str();
                     if let (Some(rules), Some(schema)) = (rules.properties.get(name), node.schema.properties.get(name))
                     {
