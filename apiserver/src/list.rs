@@ -259,7 +259,7 @@ fn only_name(selector: FieldSelector, name: &str) -> Result<FieldSelector, Statu
 
 /// Upstream's continue token.
 #[derive(Serialize, Deserialize)]
-struct Continue {
+pub struct Continue {
     #[serde(rename = "v", default)]
     version: String,
     #[serde(rename = "rv", default)]
@@ -270,7 +270,8 @@ struct Continue {
 }
 
 impl Continue {
-    fn decode(token: &str, prefix: &str) -> Result<(String, i64), Status> {
+    /// The key at which the next page begins, under `prefix`, and the revision to read at.
+    pub fn decode(token: &str, prefix: &str) -> Result<(String, i64), Status> {
         let refuse = |why: String| Status::bad_request(format!("invalid continue token: {why}"));
         let bytes = URL_SAFE_NO_PAD
             .decode(token)
@@ -297,7 +298,7 @@ impl Continue {
         Ok((format!("{prefix}{start}"), token.revision))
     }
 
-    fn encode(key: &str, prefix: &str, revision: i64) -> String {
+    pub fn encode(key: &str, prefix: &str, revision: i64) -> String {
         let start = key.strip_prefix(prefix).unwrap_or(key).to_owned();
         let token = Continue { version: "meta.k8s.io/v1".into(), revision, start };
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).expect("a token has only text and numbers"))

@@ -8,6 +8,7 @@ mod faults;
 mod harness;
 mod images;
 mod junit;
+mod openapi;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -66,6 +67,8 @@ enum Command {
     },
     /// Kill the whole control plane again and again, and check that nothing is lost
     Faults(faults::Options),
+    /// Compare a server's OpenAPI documents with those of another
+    Openapi(openapi::Options),
 }
 
 fn main() -> ExitCode {
@@ -97,6 +100,7 @@ async fn run(cli: Cli) -> Result<bool> {
             faults::run(options).await?;
             return Ok(true);
         }
+        Some(Command::Openapi(options)) => return openapi::run(options).await,
         None => {}
     }
     let run = cli.run;

@@ -29,6 +29,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             "coxswain",
             &["api", "storage", "apiserver", "client", "scheduler", "controllers", "cloud", "kubelet", "proxy"][..],
         ),
+        ("fuzz", &["api", "apiserver", "kubelet", "storage"][..]),
     ])
 }
 

@@ -4,6 +4,8 @@
 mod auth;
 mod channels;
 mod container_logs;
+#[doc(hidden)]
+pub mod fuzzing;
 mod metrics;
 mod port_forward;
 mod spdy;

@@ -21,6 +21,8 @@
 
 mod committer;
 mod disk;
+#[doc(hidden)]
+pub mod fuzzing;
 mod record;
 #[cfg(test)]
 mod tests;

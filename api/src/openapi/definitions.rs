@@ -223,11 +223,19 @@ fn enum_values(type_name: &str) -> Option<Value> {
     }
 }
 
+/// What upstream adds to the description of an enum, without the documentation of each value.
+fn possible_values(values: &Value) -> String {
+    let lines = values.as_array().into_iter().flatten().map(|value| format!("\n - `{value}`"));
+    format!("Possible enum values:{}", lines.collect::<String>())
+}
+
 fn property(owner: &Struct, field: &Field, dialect: Dialect) -> Value {
     let mut out = bare(&field.ty, field.type_name, dialect);
     let mut beside = Map::new();
-    if let Some(text) = descriptions::of_field(&owner.name, &field.name) {
-        beside.insert("description".into(), text.into());
+    let text = [descriptions::of_field(&owner.name, &field.name), out.get("enum").map(possible_values)];
+    let text: Vec<String> = text.into_iter().flatten().collect();
+    if !text.is_empty() {
+        beside.insert("description".into(), text.join("\n\n").into());
     }
     if dialect == Dialect::V3
         && let Some(default) = default(field)

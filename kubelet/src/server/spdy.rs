@@ -234,6 +234,33 @@ async fn read_frames(
     streams.lock().clear();
 }
 
+/// Reads all frames of these bytes, with two streams open that nobody reads from for long. For fuzzing.
+pub(super) fn read_all(bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    runtime.block_on(async {
+        let (frames, mut outgoing) = mpsc::channel(FRAMES_MAX);
+        let mut opened = Vec::new();
+        let streams: HashMap<u32, mpsc::Sender<Bytes>> = [1, 3]
+            .map(|id| {
+                let (sender, data) = mpsc::channel(FRAMES_MAX);
+                opened.push(data);
+                (id, sender)
+            })
+            .into();
+        let mut received = 0;
+        let drain = async {
+            for data in &mut opened {
+                while let Some(piece) = data.recv().await {
+                    received += piece.len();
+                }
+            }
+        };
+        let answers = async { while outgoing.recv().await.is_some() {} };
+        tokio::join!(read_frames(bytes, Arc::new(Mutex::new(streams)), frames), drain, answers);
+        assert!(received <= bytes.len(), "more came out than went in");
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

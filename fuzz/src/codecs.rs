@@ -1,0 +1,122 @@
+//! Decoders of API objects: what they make of any bytes comes out of every encoder and back unchanged.
+
+use crate::source::{KINDS, Source};
+use coxswain_api::codec::{Format, canonicalize, cbor, convert, decode, encode, interpret, json, protobuf, yaml};
+use coxswain_api::schema::StructRef;
+use coxswain_api::{Value, defaults};
+
+/// Kinds whose types need the most care: unions, quantities, raw JSON, recursion, times.
+fn some_kind(first: u8) -> (&'static str, &'static StructRef) {
+    let wanted =
+        ["Pod", "CustomResourceDefinition", "Event", "ControllerRevision", "Secret", "HorizontalPodAutoscaler"];
+    let kind = wanted[usize::from(first) % wanted.len()];
+    let (_, kind, schema) = KINDS.iter().find(|(_, k, _)| k == kind).expect("the kinds above are built in");
+    (kind, schema)
+}
+
+/// A decoded object stays what it is: decoding what was encoded of it, in any format, gives the same.
+fn survives(value: &Value, schema: &StructRef, formats: &[Format]) {
+    let canonical = canonical(value, schema);
+    assert_eq!(self::canonical(&canonical, schema), canonical, "a canonical tree is not canonical");
+    for format in formats {
+        let mut bytes = Vec::new();
+        encode(value, *format, schema, &mut bytes);
+        let again = decode(&bytes, *format, schema).unwrap_or_else(|e| panic!("{format:?} of {value} is refused: {e}"));
+        assert_eq!(&again.value, value, "{format:?}: {}", String::from_utf8_lossy(&bytes));
+        assert!(again.strict_errors.is_empty(), "{format:?}: {:?}", again.strict_errors);
+        let mut second = Vec::new();
+        encode(&again.value, *format, schema, &mut second);
+        assert_eq!(second, bytes, "{format:?} encodes one tree in two ways");
+    }
+}
+
+/// As it is read from storage: an empty list that must be there is null, since protobuf does not know the difference.
+fn canonical(value: &Value, schema: &StructRef) -> Value {
+    let mut canonical = value.clone();
+    canonicalize(&mut canonical, schema);
+    canonical
+}
+
+const TEXTS: [Format; 3] = [Format::Json, Format::Yaml, Format::Cbor];
+
+pub(crate) fn json_decode(bytes: &[u8]) {
+    let _ = json::interpret(bytes);
+    let (_, schema) = some_kind(bytes.len() as u8);
+    if let Ok(decoded) = json::decode(bytes, schema) {
+        survives(&decoded.value, schema, &TEXTS);
+    }
+    if let Ok(decoded) = json::decode_any(bytes) {
+        let mut text = Vec::new();
+        json::encode_value(&decoded.value, &mut text);
+        assert_eq!(json::decode_any(&text).expect("our own JSON is read back").value, decoded.value);
+        // Whatever is JSON to us is JSON to others, but for numbers that are not finite and lone surrogates.
+        assert!(serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok());
+    }
+}
+
+pub(crate) fn yaml_decode(bytes: &[u8]) {
+    let _ = yaml::interpret(bytes);
+    let (_, schema) = some_kind(bytes.len() as u8);
+    if let Ok(decoded) = yaml::decode(bytes, schema) {
+        survives(&decoded.value, schema, &TEXTS);
+    }
+    if let Ok(decoded) = yaml::decode_any(bytes) {
+        let mut text = Vec::new();
+        yaml::encode_value(&decoded.value, &mut text);
+        let again = yaml::decode_any(&text).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&text)));
+        assert_eq!(again.value, decoded.value, "{}", String::from_utf8_lossy(&text));
+    }
+}
+
+pub(crate) fn cbor_decode(bytes: &[u8]) {
+    let _ = cbor::interpret(bytes);
+    let _ = cbor::decode_any(bytes);
+    let (_, schema) = some_kind(bytes.len() as u8);
+    if let Ok(decoded) = cbor::decode(bytes, schema) {
+        survives(&decoded.value, schema, &TEXTS);
+    }
+}
+
+pub(crate) fn protobuf_decode(bytes: &[u8]) {
+    let Some((first, bytes)) = bytes.split_first() else { return };
+    if let Ok(envelope) = protobuf::open(bytes)
+        && let Some((group, version)) = envelope.type_meta.group_version()
+        && let Some(schema) = coxswain_api::schema::builtin().kind(group, version, &envelope.type_meta.kind)
+    {
+        let _ = protobuf::decode(&envelope, schema);
+    }
+    let (_, schema) = some_kind(*first);
+    if let Ok(mut value) = protobuf::decode_message(bytes, schema) {
+        let mut wire = Vec::new();
+        protobuf::encode_message(&value, schema, &mut wire);
+        let again = protobuf::decode_message(&wire, schema).unwrap_or_else(|e| panic!("{e}: of {value}"));
+        assert_eq!(again, value);
+        // A canonical tree says more than the wire only where Go's decoder does, too.
+        canonicalize(&mut value, schema);
+        let mut second = Vec::new();
+        protobuf::encode_message(&value, schema, &mut second);
+        assert_eq!(protobuf::decode_message(&second, schema).expect("what was encoded is read back"), value);
+    }
+}
+
+/// An object of any kind survives every encoding, and defaults change nothing the second time.
+pub(crate) fn every_encoding(bytes: &[u8]) {
+    let mut source = Source::new(bytes);
+    let (api_version, kind, schema) = source.kind();
+    let tree = source.object(api_version, kind, schema);
+    let Ok(decoded) = json::decode_tree(&tree, schema) else { return };
+    let mut value = decoded.value;
+    survives(&value, schema, &TEXTS);
+    let has_protobuf = schema.fields.iter().any(|f| f.proto.is_some());
+    if has_protobuf {
+        survives(&canonical(&value, schema), schema, &[Format::Protobuf]);
+    }
+    defaults::apply(&mut value, schema);
+    let once = value.clone();
+    defaults::apply(&mut value, schema);
+    assert_eq!(value, once, "defaults change something the second time");
+    let mut text = Vec::new();
+    json::encode(&value, schema, &mut text);
+    assert!(interpret(&text, Format::Json).is_ok());
+    let _ = convert(&text, Format::Yaml);
+}
