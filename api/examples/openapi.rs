@@ -2,7 +2,7 @@
 //! `cargo run -p coxswain-api --example openapi -- DIR`, for `conformance openapi --ours DIR --theirs DIR2`.
 
 use coxswain_api::catalogue::{Version, builtin};
-use coxswain_api::openapi::{Served, Source};
+use coxswain_api::openapi::{Custom, Served, Source};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ fn main() -> std::io::Result<()> {
             served_by_default: v.served_by_default,
             resources: v.resources.clone(),
         }),
-        custom: Arc::default(),
+        custom: Custom::default(),
     });
     let source = Source { versions: versions.collect(), server_version: "v1.36.2".into() };
     std::fs::write(folder.join("swagger.json"), source.v2())?;

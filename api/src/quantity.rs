@@ -186,7 +186,7 @@ impl Quantity {
 
     pub fn neg(&mut self) {
         self.text = None;
-        self.mantissa = -self.mantissa;
+        self.mantissa = self.mantissa.saturating_neg();
     }
 
     fn combine(&mut self, other: &Quantity, op: fn(i128, i128) -> i128) {

@@ -141,6 +141,35 @@ pub fn parse_duration(text: &str) -> Option<i64> {
     i64::try_from(if negative { -total } else { total }).ok()
 }
 
+/// Whether this is a duration as Go writes it, such as `1h30m`; the error is Go's sentence.
+pub fn check_duration(text: &str) -> Result<(), String> {
+    let quoted = crate::field::go_quote(text);
+    let invalid = || Err(format!("time: invalid duration {quoted}"));
+    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if rest == "0" {
+        return Ok(());
+    }
+    if rest.is_empty() {
+        return invalid();
+    }
+    while !rest.is_empty() {
+        let amount = rest.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(rest.len());
+        let digits = &rest[..amount];
+        if !digits.bytes().any(|b| b.is_ascii_digit()) || digits.matches('.').count() > 1 {
+            return invalid();
+        }
+        rest = &rest[amount..];
+        let unit = rest.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(rest.len());
+        match &rest[..unit] {
+            "" => return Err(format!("time: missing unit in duration {quoted}")),
+            "ns" | "us" | "µs" | "μs" | "ms" | "s" | "m" | "h" => {}
+            other => return Err(format!("time: unknown unit {} in duration {quoted}", crate::field::go_quote(other))),
+        }
+        rest = &rest[unit..];
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,7 @@
 
 use crate::objects::Objects;
 use crate::request::User;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use coxswain_api::Status;
 use remembered::{Remembered, fingerprint};
@@ -118,13 +119,28 @@ trait TokenAuthenticator: Send + Sync + 'static {
 pub struct Authentication {
     anonymous: bool,
     request_header: Option<request_header::RequestHeader>,
-    x509: Option<x509::ClientCertificates>,
+    /// Exchanged when the file of authorities changes.
+    x509: Option<Arc<ArcSwap<x509::ClientCertificates>>>,
     tokens: Vec<Box<dyn TokenAuthenticator>>,
     good_tokens: Remembered<TokenUser>,
     /// Issues and verifies service account tokens; none without keys.
     pub service_accounts: Option<Arc<service_account::ServiceAccounts>>,
     /// The audiences of this server (`--api-audiences`).
     pub audiences: Vec<String>,
+}
+
+/// Takes the authorities of client certificates anew whenever their file changes; a file that is no bundle changes nothing.
+fn follow_authorities(current: &Arc<ArcSwap<x509::ClientCertificates>>, always: Vec<u8>, path: PathBuf) {
+    let current = Arc::downgrade(current);
+    crate::server::certificates::follow(vec![path], move |contents| {
+        let Some(current) = current.upgrade() else { return false };
+        let bundle = [always.as_slice(), b"\n", contents[0].as_slice()].concat();
+        match x509::ClientCertificates::new(&bundle) {
+            Ok(renewed) => current.store(Arc::new(renewed)),
+            Err(error) => tracing::warn!(%error, "the authorities of client certificates are not renewed"),
+        }
+        true
+    });
 }
 
 impl Authentication {
@@ -150,7 +166,14 @@ impl Authentication {
             ca.push(b'\n');
             ca.extend(read(path)?);
         }
-        let x509 = if ca.is_empty() { None } else { Some(x509::ClientCertificates::new(&ca)?) };
+        let x509 = if ca.is_empty() {
+            None
+        } else {
+            Some(Arc::new(ArcSwap::from_pointee(x509::ClientCertificates::new(&ca)?)))
+        };
+        if let (Some(current), Some(path)) = (&x509, &config.client_ca_file) {
+            follow_authorities(current, config.client_ca_pem.clone(), path.clone());
+        }
         let request_header = config.request_header.as_ref().map(request_header::RequestHeader::new).transpose()?;
         let good_tokens = Remembered::default();
         Ok(Self { anonymous: config.anonymous, request_header, x509, tokens, good_tokens, service_accounts, audiences })
@@ -179,7 +202,7 @@ impl Authentication {
             }
         }
         if let Some(authenticator) = &self.x509 {
-            match authenticator.authenticate(peer) {
+            match authenticator.load().authenticate(peer) {
                 Ok(Some(user)) => return Ok(Some(user)),
                 Ok(None) => {}
                 Err(e) => refusals.push(e),

@@ -11,6 +11,7 @@ pub mod flow;
 pub mod request_info;
 pub mod route;
 pub mod service;
+mod zpages;
 
 use crate::authentication::impersonation::Impersonation;
 use crate::authentication::{Authentication, Peer};
@@ -68,6 +69,9 @@ pub struct Front {
     pub flow: flow::Flow,
     pub dialer: Dialer,
     pub request_timeout: Duration,
+    /// How likely it is that a client over HTTP/2 is asked to connect anew after a request.
+    pub goaway_chance: f64,
+    pub flags: Vec<(String, String)>,
     /// The address and port under which clients find this server.
     pub public_address: String,
     /// True once the server is to stop; watches end then.
@@ -131,7 +135,7 @@ impl Front {
         };
         let is_head = request.method() == Method::HEAD;
         let accept_gzip = accepts_gzip(request.headers()) && request.method() == Method::GET;
-        let mut seen = metrics_label(&request);
+        let mut seen = crate::metrics::Labels::of_method(request.method());
         let chain: BoxFuture<'_, Answer> = Box::pin(self.clone().chain(request, caller, &mut seen));
         let served = AssertUnwindSafe(chain).catch_unwind().await;
         let mut answer = served.unwrap_or_else(|_| {
@@ -145,7 +149,12 @@ impl Front {
         if is_head {
             *answer.body_mut() = Body::Empty;
         }
-        self.metrics.observe(&seen, answer.status().as_u16(), started.elapsed());
+        let bytes = match answer.body() {
+            Body::Full(bytes) => Some(bytes.len()),
+            Body::Empty => Some(0),
+            Body::Stream(_) => None,
+        };
+        self.metrics.observe(&seen, answer.status().as_u16(), started.elapsed(), bytes);
         if accept_gzip { compressed(answer) } else { answer }
     }
 
@@ -162,6 +171,13 @@ impl Front {
         let info = match request_info::parse(&parts.method, &path, &query) {
             Ok(info) => info,
             Err(why) => return refusal(&Status::internal(format!("failed to create RequestInfo: {why}")), accepted),
+        };
+        seen.describe(&info, &query, &parts.headers);
+        let long_running = is_long_running(&info, &query);
+        let timeout = match timeout_of(&query, self.request_timeout) {
+            Ok(timeout) => timeout,
+            Err(_) if long_running => self.request_timeout,
+            Err(status) => return refusal(&status, accepted),
         };
         let mut user = match caller {
             Caller::User(user) => user,
@@ -182,8 +198,7 @@ impl Front {
             Ok(None) => {}
             Err(status) => return refusal(&status, accepted),
         }
-        seen.describe(&info);
-        let long_running = is_long_running(&info, &query);
+        let _in_flight = (!long_running).then(|| self.metrics.enter(&info));
         let _seat = if long_running {
             None
         } else {
@@ -231,7 +246,7 @@ impl Front {
         let mut answer = if long_running {
             served.await
         } else {
-            match tokio::time::timeout(self.request_timeout, served).await {
+            match tokio::time::timeout(timeout, served).await {
                 Ok(answer) => answer,
                 Err(_) => {
                     let why = "request did not complete within the allotted timeout";
@@ -275,8 +290,14 @@ fn is_proxied(info: &RequestInfo) -> bool {
     info.verb == "proxy" || matches!(info.subresource.as_str(), "proxy" | "exec" | "attach" | "portforward")
 }
 
-fn metrics_label(request: &Request<RequestBody>) -> crate::metrics::Labels {
-    crate::metrics::Labels { verb: request.method().as_str().into(), ..Default::default() }
+/// How long a request may take: what it asks for with `timeout`, but no longer than the server allows. Zero asks for nothing
+/// (upstream: `WithRequestDeadline`).
+fn timeout_of(query: &Query, longest: Duration) -> Result<Duration, Status> {
+    let Some(asked) = query.first("timeout").filter(|t| !t.is_empty()) else { return Ok(longest) };
+    coxswain_api::time::check_duration(asked)
+        .map_err(|why| Status::bad_request(format!("invalid timeout specified in the request URL - {why}")))?;
+    let nanos = coxswain_api::time::parse_duration(asked).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+    Ok(if nanos == 0 { longest } else { longest.min(Duration::from_nanos(nanos)) })
 }
 
 /// `299 - "text"` with the text quoted as RFC 7234 has it.

@@ -1,21 +1,33 @@
-//! What is counted, in Prometheus' text form (upstream: `endpoints/metrics`).
+//! What is counted of requests, for `/metrics` (upstream: `endpoints/metrics`). One lock and one look-up a request.
 
+pub mod admission;
+mod process;
+mod render;
+
+pub(crate) use process::started_seconds;
+
+use crate::registry::options::Query;
 use crate::request::RequestInfo;
-use crate::resources::Resources;
-use std::collections::HashMap;
-use std::fmt::Write;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Method};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-/// Upper bounds of the duration histogram, in seconds, as upstream has them.
-const BOUNDS: [f64; 23] = [
+/// Upper bounds of the durations of requests, in seconds.
+const SECONDS: [f64; 23] = [
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
     45.0, 60.0,
 ];
+/// Upper bounds of the sizes of answers, in bytes.
+const BYTES: [f64; 7] = [1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
 
 /// How a request is counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Labels {
     pub verb: Box<str>,
+    pub dry_run: &'static str,
     pub group: Box<str>,
     pub version: Box<str>,
     pub resource: Box<str>,
@@ -24,30 +36,48 @@ pub struct Labels {
 }
 
 impl Labels {
+    /// What is known of a request that was refused before its path was understood.
+    pub fn of_method(method: &Method) -> Self {
+        let verb = match method.as_str() {
+            "HEAD" => "GET",
+            known @ ("GET" | "POST" | "PUT" | "PATCH" | "DELETE") => known,
+            _ => "other",
+        };
+        Self { verb: verb.into(), ..Self::default() }
+    }
+
     /// Fills in what the path says.
-    pub fn describe(&mut self, info: &RequestInfo) {
+    pub fn describe(&mut self, info: &RequestInfo, query: &Query, headers: &HeaderMap) {
+        self.dry_run = match query.all("dryRun").as_slice() {
+            [] => "",
+            values if values.iter().all(|v| *v == "All") => "All",
+            _ => "invalid",
+        };
         if !info.is_resource {
             return;
         }
-        self.verb = match info.verb.as_str() {
-            "create" => "POST".into(),
-            "update" => "PUT".into(),
-            "deletecollection" => "DELETECOLLECTION".into(),
-            verb => verb.to_uppercase().into(),
+        let is_apply = || headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes() == b"application/apply-patch+yaml");
+        self.verb = match (info.verb.as_str(), info.subresource.as_str()) {
+            (_, "exec" | "attach" | "portforward" | "proxy" | "log") | ("proxy", _) => "CONNECT".into(),
+            ("create", _) => "POST".into(),
+            ("update", _) => "PUT".into(),
+            ("patch", _) if is_apply() => "APPLY".into(),
+            ("deletecollection", _) => "DELETECOLLECTION".into(),
+            (verb, _) => verb.to_uppercase().into(),
         };
         self.group = info.group.as_str().into();
         self.version = info.version.as_str().into();
         self.resource = info.resource.as_str().into();
         self.subresource = info.subresource.as_str().into();
-        self.scope = match (info.name.is_empty(), info.namespace.is_empty()) {
-            (false, _) => "resource",
-            (true, false) => "namespace",
-            (true, true) => "cluster",
+        self.scope = match (!info.name.is_empty() || info.verb == "create", info.namespace.is_empty()) {
+            (true, _) => "resource",
+            (false, false) => "namespace",
+            (false, true) => "cluster",
         };
     }
 
     fn text(&self, dry_run: bool) -> String {
-        let dry_run = if dry_run { "dry_run=\"\"," } else { "" };
+        let dry_run = if dry_run { format!("dry_run=\"{}\",", self.dry_run) } else { String::new() };
         format!(
             "component=\"apiserver\",{dry_run}group=\"{}\",resource=\"{}\",scope=\"{}\",subresource=\"{}\",verb=\"{}\",version=\"{}\"",
             self.group, self.resource, self.scope, self.subresource, self.verb, self.version
@@ -55,109 +85,95 @@ impl Labels {
     }
 }
 
-#[derive(Default)]
-struct Histogram {
-    buckets: [u64; BOUNDS.len()],
+struct Histogram<const N: usize> {
+    buckets: [u64; N],
     count: u64,
     sum: f64,
+}
+
+impl<const N: usize> Default for Histogram<N> {
+    fn default() -> Self {
+        Self { buckets: [0; N], count: 0, sum: 0.0 }
+    }
+}
+
+impl<const N: usize> Histogram<N> {
+    fn observe(&mut self, bounds: &[f64; N], value: f64) {
+        if let Some(at) = bounds.iter().position(|b| value <= *b) {
+            self.buckets[at] += 1;
+        }
+        self.count += 1;
+        self.sum += value;
+    }
+}
+
+/// All that is known of the requests that are counted alike.
+#[derive(Default)]
+struct Series {
+    codes: BTreeMap<u16, u64>,
+    seconds: Histogram<{ SECONDS.len() }>,
+    /// Of answers to reads whose size is known when they begin.
+    bytes: Histogram<{ BYTES.len() }>,
 }
 
 /// At most this many combinations of labels; requests beyond are not told apart. Paths are the clients' to choose.
 const SERIES_MAX: usize = 10_000;
 
+/// Group, version, resource and subresource.
+type Deprecated = (Box<str>, Box<str>, Box<str>, Box<str>);
+
 #[derive(Default)]
 pub struct Metrics {
-    requests: parking_lot::Mutex<HashMap<(Labels, u16), u64>>,
-    durations: parking_lot::Mutex<HashMap<Labels, Histogram>>,
+    requests: Mutex<HashMap<Labels, Series>>,
+    /// Reads, then writes, that are being served.
+    in_flight: [AtomicI64; 2],
+    /// What was asked for although it is deprecated.
+    deprecated: Mutex<BTreeSet<Deprecated>>,
+}
+
+/// A request that is being served, until it is dropped.
+pub struct InFlight<'a>(&'a AtomicI64);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Metrics {
-    pub fn observe(&self, labels: &Labels, code: u16, duration: Duration) {
-        {
-            let mut requests = self.requests.lock();
-            let full = requests.len() >= SERIES_MAX;
-            let key = (labels.clone(), code);
-            if let Some(count) = requests.get_mut(&key) {
-                *count += 1;
-            } else {
-                let key = if full { (Labels::default(), code) } else { key };
-                *requests.entry(key).or_default() += 1;
-            }
-        }
-        // Watches last as long as their clients want.
-        if &*labels.verb == "WATCH" || &*labels.verb == "CONNECT" {
-            return;
-        }
-        let mut durations = self.durations.lock();
-        let full = durations.len() >= SERIES_MAX && !durations.contains_key(labels);
-        let histogram = durations.entry(if full { Labels::default() } else { labels.clone() }).or_default();
-        let seconds = duration.as_secs_f64();
-        if let Some(at) = BOUNDS.iter().position(|b| seconds <= *b) {
-            histogram.buckets[at] += 1;
-        }
-        histogram.count += 1;
-        histogram.sum += seconds;
+    /// Counts a request for as long as it is served.
+    pub fn enter(&self, info: &RequestInfo) -> InFlight<'_> {
+        let writes = !matches!(info.verb.as_str(), "get" | "list" | "watch");
+        let gauge = &self.in_flight[usize::from(writes)];
+        gauge.fetch_add(1, Ordering::Relaxed);
+        InFlight(gauge)
     }
 
-    pub fn render(&self, resources: &Resources) -> String {
-        let mut out = String::with_capacity(64 * 1024);
-        let head = |out: &mut String, name: &str, help: &str, kind: &str| {
-            let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    /// Notes that something deprecated was asked for.
+    pub fn note_deprecated(&self, info: &RequestInfo) {
+        let mut all = self.deprecated.lock();
+        let key = [&info.group, &info.version, &info.resource, &info.subresource].map(|s| s.as_str().into());
+        let [group, version, resource, subresource] = key;
+        all.insert((group, version, resource, subresource));
+    }
+
+    /// Counts an answer. `bytes` is the size of its body, where that is known.
+    pub fn observe(&self, labels: &Labels, code: u16, duration: Duration, bytes: Option<usize>) {
+        let mut requests = self.requests.lock();
+        let series = match requests.get_mut(labels) {
+            Some(series) => series,
+            None => {
+                let labels = if requests.len() >= SERIES_MAX { Labels::default() } else { labels.clone() };
+                requests.entry(labels).or_default()
+            }
         };
-        head(&mut out, "apiserver_request_total", "[STABLE] Counter of apiserver requests.", "counter");
-        let mut requests: Vec<_> = self.requests.lock().iter().map(|(k, v)| (k.clone(), *v)).collect();
-        requests.sort_by_cached_key(|((labels, code), _)| (labels.text(false), *code));
-        for ((labels, code), count) in requests {
-            let _ = writeln!(out, "apiserver_request_total{{code=\"{code}\",{}}} {count}", labels.text(true));
+        *series.codes.entry(code).or_default() += 1;
+        // Watches last as long as their clients want.
+        if !matches!(&*labels.verb, "WATCH" | "CONNECT") {
+            series.seconds.observe(&SECONDS, duration.as_secs_f64());
         }
-        let name = "apiserver_request_duration_seconds";
-        head(&mut out, name, "[STABLE] Response latency distribution in seconds.", "histogram");
-        {
-            let durations = self.durations.lock();
-            let mut sorted: Vec<_> = durations.iter().map(|(labels, h)| (labels.text(true), h)).collect();
-            sorted.sort_by(|a, b| a.0.cmp(&b.0));
-            for (labels, histogram) in sorted {
-                let mut below = 0;
-                for (bound, count) in BOUNDS.iter().zip(histogram.buckets) {
-                    below += count;
-                    let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {below}");
-                }
-                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", histogram.count);
-                let _ = writeln!(out, "{name}_sum{{{labels}}} {}", histogram.sum);
-                let _ = writeln!(out, "{name}_count{{{labels}}} {}", histogram.count);
-            }
+        if let Some(bytes) = bytes.filter(|_| matches!(&*labels.verb, "GET" | "LIST")) {
+            series.bytes.observe(&BYTES, bytes as f64);
         }
-        let stores = resources.index().stores();
-        head(&mut out, "apiserver_resource_objects", "[ALPHA] Number of stored objects.", "gauge");
-        for store in &stores {
-            let (group, plural) = (&store.hub.group_version.group, &store.hub.plural);
-            let labels = format!("group=\"{group}\",resource=\"{plural}\"");
-            let _ = writeln!(out, "apiserver_resource_objects{{{labels}}} {}", store.cache().len());
-        }
-        head(&mut out, "apiserver_longrunning_requests", "[STABLE] Gauge of open watches.", "gauge");
-        for store in &stores {
-            let gv = &store.hub.group_version;
-            let labels = format!(
-                "component=\"apiserver\",group=\"{}\",resource=\"{}\",scope=\"\",subresource=\"\",verb=\"WATCH\",version=\"{}\"",
-                gv.group, store.hub.plural, gv.version
-            );
-            let _ = writeln!(out, "apiserver_longrunning_requests{{{labels}}} {}", store.cache().watch_count());
-        }
-        if let Some((resident, virtual_bytes)) = memory() {
-            head(&mut out, "process_resident_memory_bytes", "Resident memory size in bytes.", "gauge");
-            let _ = writeln!(out, "process_resident_memory_bytes {resident}");
-            head(&mut out, "process_virtual_memory_bytes", "Virtual memory size in bytes.", "gauge");
-            let _ = writeln!(out, "process_virtual_memory_bytes {virtual_bytes}");
-        }
-        out
     }
-}
-
-/// Resident and virtual size of this process.
-fn memory() -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let mut pages = text.split_whitespace().map_while(|n| n.parse::<u64>().ok());
-    let (size, resident) = (pages.next()?, pages.next()?);
-    // The kernel counts in pages, which are of this size on every platform served.
-    Some((resident * 4096, size * 4096))
 }

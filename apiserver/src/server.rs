@@ -2,6 +2,7 @@
 //! (upstream: `kube-apiserver/app/server.go` and `genericapiserver`).
 
 pub mod bootstrap;
+pub mod certificates;
 pub mod conditions;
 pub mod custom;
 pub mod listen;
@@ -52,6 +53,10 @@ pub struct Config {
     pub in_flight_max: usize,
     /// `--request-timeout`
     pub request_timeout: Duration,
+    /// `--goaway-chance`
+    pub goaway_chance: f64,
+    /// Every flag with its value, for `/flagz`.
+    pub flags: Vec<(String, String)>,
     pub kubelet: KubeletConfig,
     /// How objects lie in the store.
     pub layout: Layout,
@@ -73,6 +78,8 @@ impl Default for Config {
             runtime_config: Vec::new(),
             in_flight_max: 600,
             request_timeout: Duration::from_secs(60),
+            goaway_chance: 0.0,
+            flags: Vec::new(),
             kubelet: KubeletConfig::default(),
             layout: Layout::default(),
             storage_health_timeout: Duration::from_secs(2),
@@ -98,6 +105,8 @@ pub struct Server {
     objects: Arc<ServerObjects>,
     resources: Arc<Resources>,
     stop: tokio::sync::watch::Sender<bool>,
+    /// True as soon as the server is known to end, while it still serves.
+    ending: tokio::sync::watch::Sender<bool>,
     feed: tokio::task::JoinHandle<()>,
     bootstrap: tokio::task::JoinHandle<()>,
     custom: tokio::task::JoinHandle<()>,
@@ -118,6 +127,7 @@ impl Server {
         virtuals.extend(crate::registry::subresources::virtuals());
         let plugins = admission::chain(&config.admission, shared.clone(), authorization.clone())?;
         let (stop, shutdown) = tokio::sync::watch::channel(false);
+        let (ending, announced) = tokio::sync::watch::channel(false);
         let network = ServiceNetwork::parse(&config.service_cluster_ip_range, config.service_node_port_range)
             .map_err(StartError::Other)?;
         let pipeline =
@@ -131,13 +141,15 @@ impl Server {
             authorization,
             impersonation: Default::default(),
             discovery: Default::default(),
-            health: Health::new(storage, &bootstrap::HOOKS, shutdown.clone())
+            health: Health::new(storage, &bootstrap::HOOKS, announced)
                 .with_timeouts(config.storage_health_timeout, config.storage_ready_timeout)
                 .with_encryption(config.layout.encryption.clone()),
             metrics: Default::default(),
             flow: Flow::new(config.in_flight_max),
             dialer: Dialer::new(&config.kubelet).map_err(StartError::Other)?,
             request_timeout: config.request_timeout,
+            goaway_chance: config.goaway_chance,
+            flags: config.flags.clone(),
             public_address,
             shutdown,
         });
@@ -145,7 +157,7 @@ impl Server {
         let custom = tokio::spawn(custom::run(front.clone(), objects.clone(), for_custom));
         let conditions = tokio::spawn(conditions::run(front.clone(), objects.clone()));
         let bootstrap = tokio::spawn(bootstrap::run(front.clone(), objects.clone(), config));
-        Ok(Server { front, objects, resources, stop, feed: following, bootstrap, custom, conditions })
+        Ok(Server { front, objects, resources, stop, ending, feed: following, bootstrap, custom, conditions })
     }
 
     /// Waits until everything that every cluster has was created.
@@ -176,7 +188,7 @@ impl Server {
 
     /// Ends watches and the work behind the server; requests that run may finish.
     pub async fn stop(self) {
-        let _ = self.stop.send(true);
+        self.begin_shutdown();
         self.bootstrap.abort();
         self.custom.abort();
         self.conditions.abort();
@@ -185,8 +197,14 @@ impl Server {
         self.feed.abort();
     }
 
-    /// Begins the end: `/readyz` fails and watches end, while requests are still served.
+    /// `/readyz` fails from now on, so that balancers send their clients elsewhere; nothing else changes.
+    pub fn announce_shutdown(&self) {
+        let _ = self.ending.send(true);
+    }
+
+    /// Begins the end: no connection is accepted any more, watches end, and requests under way are still served.
     pub fn begin_shutdown(&self) {
+        self.announce_shutdown();
         let _ = self.stop.send(true);
     }
 }

@@ -304,3 +304,72 @@ async fn logs_and_tunnels_reach_the_kubelet_of_the_pod() -> Result<()> {
     serving.abort();
     Ok(())
 }
+
+/// A body that fails in the worst way while it is read.
+struct Panicking;
+
+impl http_body::Body for Panicking {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<std::io::Result<http_body::Frame<Bytes>>>> {
+        panic!("a fault of this test's own")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_is_a_refusal_of_one_request() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let request = Request::post("/api/v1/namespaces").header("content-type", "application/json").body(Panicking)?;
+    let response = cluster.server.service_for(admin()).oneshot(request).await?;
+    assert_eq!(response.status(), 500);
+    let text = response.into_body().collect().await?.to_bytes();
+    assert_eq!(text, "This request caused apiserver to panic. Look in the logs for details.\n");
+    assert_eq!(cluster.send("GET", "/api/v1/namespaces/default", None).await?.status(), 200);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_ends_when_it_says() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let (code, refused) = cluster.json("GET", "/api/v1/namespaces?timeout=soon", None).await?;
+    let why = r#"invalid timeout specified in the request URL - time: invalid duration "soon""#;
+    assert_eq!((code, refused["message"].as_str()), (400, Some(why)));
+    assert_eq!(cluster.send("GET", "/api/v1/namespaces?timeout=0", None).await?.status(), 200);
+    assert_eq!(cluster.send("GET", "/api/v1/namespaces?timeout=1h", None).await?.status(), 200);
+    // A body that never comes outlasts any time.
+    let body = http_body_util::StreamBody::new(futures::stream::pending::<std::io::Result<http_body::Frame<Bytes>>>());
+    let request = Request::post("/api/v1/namespaces?timeout=50ms").header("content-type", "application/json");
+    let response = cluster.server.service_for(admin()).oneshot(request.body(body)?).await?;
+    assert_eq!(response.status(), 504);
+    let status: Value = serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?;
+    assert_eq!(status["message"], "Timeout: request did not complete within the allotted timeout");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_served_is_counted() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster.config_map("a", json!({})).await?;
+    cluster.send("GET", "/api/v1/namespaces/default/configmaps/none", None).await?;
+    let metrics = cluster.send("GET", "/metrics", None).await?.into_body().collect().await?.to_bytes();
+    let metrics = std::str::from_utf8(&metrics)?;
+    for line in [
+        r#"apiserver_request_total{code="201",component="apiserver",dry_run="",group="",resource="configmaps",scope="resource",subresource="",verb="POST",version="v1"} 1"#,
+        r#"apiserver_request_total{code="404",component="apiserver",dry_run="",group="",resource="configmaps",scope="resource",subresource="",verb="GET",version="v1"} 1"#,
+        r#"apiserver_storage_objects{resource="configmaps"} "#,
+        r#"apiserver_admission_controller_admission_duration_seconds_count{name="NamespaceLifecycle",operation="CREATE",rejected="false",type="admit"} "#,
+        "process_start_time_seconds ",
+        "kubernetes_build_info{",
+    ] {
+        ensure!(metrics.lines().any(|l| l.starts_with(line)), "{line} is not in\n{metrics}");
+    }
+    for page in ["/flagz", "/statusz"] {
+        let text = cluster.send("GET", page, None).await?.into_body().collect().await?.to_bytes();
+        ensure!(std::str::from_utf8(&text)?.starts_with("\nkube-apiserver "), "{page}");
+    }
+    Ok(())
+}

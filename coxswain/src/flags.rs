@@ -136,6 +136,20 @@ impl Flags {
         given.last().cloned().or_else(|| self.default(name)).filter(|v| !v.is_empty())
     }
 
+    /// Every flag with its value, as given or by default.
+    pub fn all(&self) -> Vec<(String, String)> {
+        let own = self.component.own().iter().map(|(name, ..)| *name);
+        let names = self.component.table().lines().filter_map(|l| l.split('\t').next()).chain(own);
+        // Showing a value gives it no meaning.
+        let value = |name: &str| match self.matches.get_many::<String>(name) {
+            Some(given) => given.cloned().collect::<Vec<_>>().join(","),
+            None => self.default(name).unwrap_or_default(),
+        };
+        let mut all: Vec<(String, String)> = names.map(|name| (name.to_owned(), value(name))).collect();
+        all.sort();
+        all
+    }
+
     /// Whether the flag stood on the command line.
     pub fn is_set(&self, name: &str) -> bool {
         !self.given(name).is_empty()

@@ -35,6 +35,15 @@ pub fn decode_any(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     Ok(Decoded { value, strict_errors: strict.finish() })
 }
 
+/// Reads JSON that was checked when it was written: the fast way, which knows a depth of 128 only, and for the few objects
+/// that nest deeper the thorough one.
+pub fn read_back(bytes: &[u8]) -> Result<Value, DecodeError> {
+    match serde_json::from_slice(bytes) {
+        Ok(value) => Ok(value),
+        Err(_) => decode_any(bytes).map(|decoded| decoded.value),
+    }
+}
+
 /// Makes the canonical tree of a tree of any shape, such as one that a patch has made, reporting as [`decode`] does.
 pub fn decode_tree(value: &Value, schema: &StructRef) -> Result<Decoded, DecodeError> {
     let mut bytes = Vec::with_capacity(1024);
@@ -179,6 +188,14 @@ mod tests {
                 r#""data":{"a":"\u0001\n","b":"\u003c\u0026\u003e\u2028"}}"#
             )
         );
+    }
+
+    #[test]
+    fn whatever_is_taken_can_be_read_back() {
+        let deepest = format!("{}1{}", "[".repeat(DEPTH_MAX), "]".repeat(DEPTH_MAX));
+        let value = decode_any(deepest.as_bytes()).unwrap().value;
+        assert_eq!(read_back(deepest.as_bytes()).unwrap(), value);
+        assert!(read_back(format!("[{deepest}]").as_bytes()).is_err());
     }
 
     #[test]

@@ -26,6 +26,8 @@ impl Front {
                 let one = trimmed.strip_prefix(endpoint).unwrap_or_default().trim_start_matches('/');
                 self.health.serve(endpoint, one, query).await
             }
+            ["flagz"] => self.flagz(&incoming.headers),
+            ["statusz"] => self.statusz(&incoming.headers),
             ["version"] => self.reads(&incoming, crate::version::info),
             ["metrics", "slis"] => {
                 let content_type = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
@@ -72,10 +74,19 @@ impl Front {
         self.authentication.service_accounts.as_deref()
     }
 
-    fn paths(&self) -> Vec<String> {
+    pub(super) fn paths(&self) -> Vec<String> {
         let mut paths = discovery::paths(&self.resources);
         paths.extend(self.health.paths());
-        let others = ["/metrics", "/metrics/slis", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/version"];
+        let others = [
+            "/flagz",
+            "/metrics",
+            "/metrics/slis",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/openapi/v3/",
+            "/statusz",
+            "/version",
+        ];
         paths.extend(others.map(String::from));
         if self.issuer().is_some() {
             paths.extend(["/.well-known/openid-configuration", "/openid/v1/jwks"].map(String::from));

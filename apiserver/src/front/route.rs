@@ -32,6 +32,7 @@ impl Front {
         let acceptable = negotiate::accept(&incoming.headers, &incoming.query, served.custom).is_ok();
         if let Some(text) = crate::registry::builtin::deprecation(&served.ty).filter(|_| acceptable) {
             incoming.ctx.warnings.add(text);
+            self.metrics.note_deprecated(&info);
         }
         let result = match action {
             Action::Connect => return self.connect(served, incoming).await,

@@ -14,6 +14,7 @@ use super::options::Query;
 use super::resource::{Resource, Virtual};
 use crate::admission::{Attributes, Operation, Plugin};
 use crate::authorization::Authorization;
+use crate::metrics::admission::Clock;
 use crate::request::Context;
 use crate::resources::{Resources, Served};
 use crate::store::{Object, Store};
@@ -179,8 +180,11 @@ impl Pipeline {
         old: Option<&Value>,
     ) -> Result<(), Status> {
         let mut attributes = attributes(call, operation, options, name, object, old);
+        let mut clock = Clock::start(operation, "admit");
         for plugin in self.plugins.iter().filter(|p| p.handles(operation)) {
-            plugin.admit(&mut attributes).await?;
+            let admitted = plugin.admit(&mut attributes).await;
+            clock.passed(plugin.name(), admitted.is_err());
+            admitted?;
         }
         Ok(())
     }
@@ -196,8 +200,11 @@ impl Pipeline {
         old: Option<&Value>,
     ) -> Result<(), Status> {
         let attributes = attributes(call, operation, options, name, object, old);
+        let mut clock = Clock::start(operation, "validate");
         for plugin in self.plugins.iter().filter(|p| p.handles(operation)) {
-            plugin.validate(&attributes).await?;
+            let validated = plugin.validate(&attributes).await;
+            clock.passed(plugin.name(), validated.is_err());
+            validated?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The socket: TLS, HTTP/1.1 and HTTP/2, one task a connection (upstream: `genericapiserver`'s `SecureServingInfo`).
 
+use super::certificates::ServingCertificate;
 use super::{Server, StartError};
 use crate::authentication::Peer;
 use crate::front::{Caller, Front, RequestBody};
@@ -7,8 +8,7 @@ use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use std::convert::Infallible;
@@ -28,17 +28,16 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The TLS side of a listener: certificate chain and key in PEM.
 pub fn tls_config(certificate_pem: &[u8], key_pem: &[u8]) -> Result<Arc<ServerConfig>, StartError> {
-    let other = |e: &dyn std::fmt::Display| StartError::Other(format!("serving certificate: {e}"));
+    tls_config_with(Arc::new(ServingCertificate::new(certificate_pem, key_pem)?))
+}
+
+pub(super) fn tls_config_with(serving: Arc<ServingCertificate>) -> Result<Arc<ServerConfig>, StartError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate_pem).collect();
-    let chain = chain.map_err(|e| other(&e))?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|e| other(&e))?;
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|e| other(&e))?
+        .map_err(|e| StartError::Other(format!("serving certificate: {e}")))?
         .with_client_cert_verifier(Arc::new(AnyClient(provider)))
-        .with_single_cert(chain, key)
-        .map_err(|e| other(&e))?;
+        .with_cert_resolver(serving);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -91,8 +90,17 @@ async fn connection(
     let certificates = certificates.iter().map(|c| c.as_ref().to_vec()).collect();
     let caller = Caller::Peer(Arc::new(Peer { address: Some(address), certificates }));
     let mut shutdown = front.shutdown.clone();
+    let go_away = Arc::new(tokio::sync::Notify::new());
+    let ask = go_away.clone();
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let (front, caller) = (front.clone(), caller.clone());
+        // Long-lived connections stay with one server for ever unless they are asked to leave now and then.
+        if request.version() == http::Version::HTTP_2
+            && front.goaway_chance > 0.0
+            && rand::random::<f64>() < front.goaway_chance
+        {
+            ask.notify_one();
+        }
         async move {
             let request = request.map(|body| RequestBody::new(body.map_err(Into::into)));
             Ok::<_, Infallible>(front.serve(request, caller).await)
@@ -111,6 +119,7 @@ async fn connection(
     tokio::select! {
         ended = connection.as_mut() => return ended,
         _ = shutdown.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        () = go_away.notified() => connection.as_mut().graceful_shutdown(),
     }
     connection.await
 }

@@ -111,7 +111,7 @@ impl Values {
     fn decode(&self, bytes: &Bytes, strategy: &dyn Resource) -> Result<Decoded, String> {
         // Our own encoder leaves no line feed at the end, upstream's does: only our own JSON is kept as it is.
         if bytes.starts_with(b"{\"") && bytes.ends_with(b"}") {
-            let tree: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+            let tree = codec::json::read_back(bytes).map_err(|e| e.to_string())?;
             if tree.get("apiVersion").and_then(Value::as_str) == Some(&*self.api_version) {
                 return Ok(Decoded { tree, json: bytes.clone(), stale: self.format != Format::Json });
             }

@@ -7,6 +7,7 @@ use crate::pki::{Authority, Use};
 use anyhow::{Context, Result, bail};
 use coxswain_api::codec::Format;
 use coxswain_apiserver::authorization::Mode;
+use coxswain_apiserver::server::certificates::tls_config_of_files;
 use coxswain_apiserver::server::listen::tls_config;
 use coxswain_apiserver::server::{Config, Server};
 use coxswain_apiserver::store::Layout;
@@ -44,9 +45,17 @@ pub async fn run(flags: &Flags) -> Result<()> {
         () = server.ready() => {}
         () = shutdown.cancelled() => return Ok(()),
     }
+    let delay = flags.duration("shutdown-delay-duration")?.unwrap_or_default();
     tokio::select! {
         () = server.listen(listener, tls) => {}
-        () = async { shutdown.cancelled().await; server.begin_shutdown(); std::future::pending().await } => {}
+        () = async {
+            shutdown.cancelled().await;
+            // Balancers are to see it before connections are refused.
+            server.announce_shutdown();
+            tokio::time::sleep(delay).await;
+            server.begin_shutdown();
+            std::future::pending().await
+        } => {}
     }
     server.stop().await;
     Ok(())
@@ -71,6 +80,11 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16) -> Result<Config> {
     config.storage_health_timeout =
         flags.duration("etcd-healthcheck-timeout")?.unwrap_or(config.storage_health_timeout);
     config.storage_ready_timeout = flags.duration("etcd-readycheck-timeout")?.unwrap_or(config.storage_ready_timeout);
+    config.goaway_chance = flags.parsed("goaway-chance")?.unwrap_or(0.0);
+    if !(0.0..=0.02).contains(&config.goaway_chance) {
+        bail!("--goaway-chance can not be less than 0 or greater than 0.02");
+    }
+    config.flags = flags.all();
     let reads: usize = flags.parsed("max-requests-inflight")?.unwrap_or(400);
     let writes: usize = flags.parsed("max-mutating-requests-inflight")?.unwrap_or(200);
     config.in_flight_max = reads + writes;
@@ -154,7 +168,7 @@ fn cert_dir(flags: &Flags) -> String {
 /// The configured certificate, or one made in `--cert-dir` as upstream does where none is given.
 fn serving_certificate(flags: &Flags, advertise: IpAddr) -> Result<Arc<rustls::ServerConfig>> {
     let (cert, key) = match (flags.path("tls-cert-file"), flags.path("tls-private-key-file")) {
-        (Some(cert), Some(key)) => (read(&cert)?, read(&key)?),
+        (Some(cert), Some(key)) => return Ok(tls_config_of_files(cert, key)?),
         (None, None) => {
             let dir = cert_dir(flags);
             let authority = Authority::open_or_create(Path::new(&dir), "apiserver-ca", "apiserver-ca")?;

@@ -125,37 +125,10 @@ fn descriptor(text: &str) -> Result<(), String> {
     }
     match text.strip_prefix("@every ") {
         None => Err(format!("unrecognized descriptor: {text}")),
-        Some(length) => duration(length).map_err(|why| format!("failed to parse duration {text}: {why}")),
-    }
-}
-
-/// A duration as Go writes it, such as `1h30m`.
-fn duration(text: &str) -> Result<(), String> {
-    let quoted = go_quote(text);
-    let invalid = || Err(format!("time: invalid duration {quoted}"));
-    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if rest == "0" {
-        return Ok(());
-    }
-    if rest.is_empty() {
-        return invalid();
-    }
-    while !rest.is_empty() {
-        let amount = rest.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(rest.len());
-        let digits = &rest[..amount];
-        if !digits.bytes().any(|b| b.is_ascii_digit()) || digits.matches('.').count() > 1 {
-            return invalid();
+        Some(length) => {
+            coxswain_api::time::check_duration(length).map_err(|why| format!("failed to parse duration {text}: {why}"))
         }
-        rest = &rest[amount..];
-        let unit = rest.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(rest.len());
-        match &rest[..unit] {
-            "" => return Err(format!("time: missing unit in duration {quoted}")),
-            "ns" | "us" | "µs" | "μs" | "ms" | "s" | "m" | "h" => {}
-            other => return Err(format!("time: unknown unit {} in duration {quoted}", go_quote(other))),
-        }
-        rest = &rest[unit..];
     }
-    Ok(())
 }
 
 #[cfg(test)]
