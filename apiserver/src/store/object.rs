@@ -162,7 +162,8 @@ impl Object {
 
     /// The hub tree with its resourceVersion, for a caller that goes on to change it.
     pub fn to_tree(&self) -> Value {
-        coxswain_api::codec::json::read_back(&self.line).expect("the bytes of an object were made by an encoder or parsed before")
+        coxswain_api::codec::json::read_back(&self.line)
+            .expect("the bytes of an object were made by an encoder or parsed before")
     }
 
     /// Another encoding, made by `make` the first time.
