@@ -36,6 +36,7 @@ pub async fn run(flags: &Flags) -> Result<()> {
     let backend = backend(flags)?;
     config.layout = layout(flags, backend).await?;
     let storage = open(flags, backend, &config.layout).await?;
+    let delay = flags.duration("shutdown-delay-duration")?.unwrap_or_default();
     flags.warn_without_meaning();
     let address = SocketAddr::new(bind, port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("failed to create listener: {address}"))?;
@@ -45,7 +46,6 @@ pub async fn run(flags: &Flags) -> Result<()> {
         () = server.ready() => {}
         () = shutdown.cancelled() => return Ok(()),
     }
-    let delay = flags.duration("shutdown-delay-duration")?.unwrap_or_default();
     tokio::select! {
         () = server.listen(listener, tls) => {}
         () = async {
