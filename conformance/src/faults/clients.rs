@@ -62,7 +62,7 @@ pub async fn work<R: Register>(
 }
 
 fn draw(rng: &mut StdRng, known: Option<Version>, ids: &AtomicU64) -> Call {
-    let mut id = || ids.fetch_add(1, Ordering::SeqCst) + 1;
+    let id = || ids.fetch_add(1, Ordering::SeqCst) + 1;
     match (known, rng.random_range(0..100)) {
         (_, 0..25) => Call::Get,
         (Some(from), 25..75) => Call::Update { from, to: id() },
