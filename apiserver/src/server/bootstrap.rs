@@ -54,7 +54,10 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
         }
         loop {
             let done = match hook {
-                "start-system-namespaces-controller" => namespaces(&*objects).await,
+                "start-system-namespaces-controller" => match namespaces(&*objects).await {
+                    Ok(()) => authentication_info(&*objects, &config).await,
+                    Err(error) => Err(error),
+                },
                 "rbac/bootstrap-roles" => crate::registry::rbac::bootstrap::reconcile(&*objects).await,
                 "scheduling/bootstrap-system-priority-classes" => priority_classes(&*objects).await,
                 "priority-and-fairness-config-producer" => flow_control::ensure(&*objects).await,
@@ -151,6 +154,69 @@ async fn namespaces(objects: &dyn Objects) -> Result<(), String> {
         ensure(objects, "/api/v1/namespaces", &object).await?;
     }
     Ok(())
+}
+
+/// Whose certificates this server believes, for components that check callers of their own (upstream:
+/// `controller/clusterauthenticationtrust`). Several servers of a cluster add to it; none takes away.
+async fn authentication_info(objects: &dyn Objects, config: &Config) -> Result<(), String> {
+    const MAPS: &str = "/api/v1/namespaces/kube-system/configmaps";
+    const NAME: &str = "extension-apiserver-authentication";
+    let wanted = authentication_data(config)?;
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let path = format!("{MAPS}/{NAME}");
+    let (code, mut present) = send(objects, "GET", &path, None).await?;
+    if code != 200 {
+        let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": NAME, "namespace": "kube-system"},
+            "data": wanted});
+        return ensure(objects, MAPS, &object).await;
+    }
+    let before = present["data"].clone();
+    if !before.is_object() {
+        present["data"] = json!({});
+    }
+    for (key, value) in &wanted {
+        let old = before[key].as_str().unwrap_or_default();
+        let value = value.as_str().unwrap_or_default();
+        // Authorities are added to those of other servers; of the rest the last word counts.
+        present["data"][key] = match key.ends_with("-ca-file") && !old.is_empty() {
+            true if old.contains(value.trim()) => json!(old),
+            true => json!(format!("{}\n{value}", old.trim_end())),
+            false => json!(value),
+        };
+    }
+    if present["data"] == before {
+        return Ok(());
+    }
+    match send(objects, "PUT", &format!("{path}?fieldManager=kube-apiserver"), Some(&present)).await? {
+        (200, _) => Ok(()),
+        (code, answer) => Err(format!("updating {path}: {code} {}", answer["message"].as_str().unwrap_or_default())),
+    }
+}
+
+fn authentication_data(config: &Config) -> Result<coxswain_api::Map<String, Value>, String> {
+    let mut data = coxswain_api::Map::new();
+    let authentication = &config.authentication;
+    if !authentication.client_ca_pem.is_empty() {
+        let text = String::from_utf8_lossy(&authentication.client_ca_pem);
+        data.insert("client-ca-file".into(), json!(text));
+    }
+    if let Some(headers) = &authentication.request_header {
+        let file = &headers.client_ca_file;
+        let text = std::fs::read_to_string(file).map_err(|e| format!("reading {}: {e}", file.display()))?;
+        data.insert("requestheader-client-ca-file".into(), json!(text));
+        for (key, list) in [
+            ("allowed-names", &headers.allowed_names),
+            ("extra-headers-prefix", &headers.extra_header_prefixes),
+            ("group-headers", &headers.group_headers),
+            ("uid-headers", &headers.uid_headers),
+            ("username-headers", &headers.username_headers),
+        ] {
+            data.insert(format!("requestheader-{key}"), json!(json!(list).to_string()));
+        }
+    }
+    Ok(data)
 }
 
 async fn priority_classes(objects: &dyn Objects) -> Result<(), String> {
