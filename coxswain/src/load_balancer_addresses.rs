@@ -93,10 +93,15 @@ fn wanted(services: &[Arc<Announced>], nodes: &[Arc<Able>], slices: &[Arc<Local>
     wanted
 }
 
-/// Spreads addresses over nodes, and moves as few as possible when a node comes or goes (rendezvous hashing, FNV-1a).
+/// Spreads addresses over nodes, and moves as few as possible when a node comes or goes (rendezvous hashing: FNV-1a, whose upper
+/// bits tell similar names apart only after a final mixing, that of MurmurHash3).
 fn weight(node: &str, address: Ipv4Addr) -> u64 {
     let bytes = node.bytes().chain(address.octets());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    let hash: u64 =
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
 }
 
 /// Keeps the addresses on this node as the objects say until the shutdown.
