@@ -14,6 +14,7 @@ pub mod value;
 use crate::cache::{Cache, Feed};
 use crate::registry::resource::Resource;
 use coxswain_api::catalogue::ResourceType;
+use coxswain_api::status::Details;
 use coxswain_api::{Status, Value};
 use coxswain_storage::{Entry, Error, Expect, Op, Revision, Storage, Write};
 pub use layout::Layout;

@@ -1,6 +1,7 @@
 //! Kubernetes in one binary: `coxswain up` for a whole cluster, or each component under upstream's name, by subcommand or by
 //! the name it is called by.
 
+mod admin;
 mod cluster_setup;
 mod components;
 mod containerd;
@@ -16,6 +17,7 @@ mod node_network;
 mod pki;
 mod reset;
 mod secure_port;
+mod storage_command;
 mod up;
 
 use anyhow::Result;
@@ -58,6 +60,7 @@ fn command() -> Command {
         .subcommand(node::print_join_command())
         .subcommand(reset::command())
         .subcommand(convert::command())
+        .subcommand(storage_command::command())
         .subcommand(Command::new("version").about("Prints the version"));
     for component in Component::ALL {
         command = command.subcommand(component.command());
@@ -76,6 +79,7 @@ fn run(matches: &clap::ArgMatches) -> Result<()> {
         "join-command" => node::print_join(matches),
         "reset" => reset::main(matches),
         "convert" => convert::main(matches),
+        "storage" => storage_command::main(matches),
         _ => {
             println!(
                 "coxswain {} (Kubernetes {})",

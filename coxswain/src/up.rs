@@ -217,9 +217,13 @@ async fn run(plan: Plan, start: Instant) -> Result<()> {
     let address = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), plan.port);
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("the API server cannot listen on {address}"))?;
-    let storage =
-        Embedded::open(&plan.data_dir.join("storage"), Options::default()).map_err(|e| anyhow::anyhow!("{e}"))?;
-    let mut server = Server::start(api_server_config(&plan, &keys), Arc::new(storage)).await?;
+    let store_dir = plan.data_dir.join("storage");
+    let options = Options::default();
+    let keep_history = options.keep_history;
+    let opened = Embedded::open(&store_dir, options).map_err(|e| anyhow::anyhow!("{e}"))?;
+    let switch = crate::storage_command::in_use(Arc::new(opened), keep_history).await?;
+    let _admin = crate::admin::listen(&store_dir, switch.clone());
+    let mut server = Server::start(api_server_config(&plan, &keys), switch).await?;
     let tls = tls_config(keys.serving.cert_pem.as_bytes(), keys.serving.key_pem.as_bytes())?;
     server.ready().await;
     let server = Arc::new(server);

@@ -30,6 +30,7 @@ mod view;
 
 use crate::feed::{self, Feed, History};
 use crate::group::check_batch;
+use crate::transfer::Import;
 use crate::{Changes, Entry, Error, ListOptions, Page, Result, Revision, Storage, Write};
 use async_trait::async_trait;
 use committer::{Clock, Committer, Message, Pending};
@@ -289,6 +290,20 @@ impl Storage for Embedded {
         let size =
             |view: &View| view.disk.database.disk_space().map_err(|e| view.disk.error("size", "the engine's files", e));
         self.read(size).await.map(Some)
+    }
+
+    async fn expiring(&self, after: Revision) -> Result<Vec<(Arc<str>, u64)>> {
+        self.read(move |view| view.expiring(after)).await
+    }
+
+    fn keeps_revisions(&self) -> bool {
+        true
+    }
+
+    async fn import(&self, import: Import) -> Result<()> {
+        let (answer, result) = oneshot::channel();
+        self.send("import", Message::Import(import, answer)).await?;
+        result.await.map_err(|_| unavailable("import", "the store was closed before it answered"))?
     }
 }
 

@@ -6,8 +6,9 @@ mod watch;
 mod wire;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
+use crate::moved::Marker;
 use crate::{Changes, Entry, Error, Expect, ListOptions, Op, Page, Result, Revision, Storage, Write};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -161,6 +162,15 @@ impl Storage for Etcd {
     async fn commit(&self, batch: Vec<Write>) -> Result<Revision> {
         crate::group::check_batch(&batch, KEY_BYTES_MAX, self.options.value_bytes_max)?;
         let mut request = TxnRequest::default();
+        // The marker of a move is looked at in every transaction, so that it stops all servers at once.
+        let marker = self.marker_key();
+        let about_marker = Marker::concerns(&batch, &marker);
+        if !about_marker {
+            let key = Bytes::from(marker.clone().into_bytes());
+            let equals = Some(Equals::ModRevision(0));
+            request.compare.push(Compare { target: Target::Mod as i32, key: key.clone(), equals });
+            request.failure.push(RequestOp { request: Some(Request::Range(RangeRequest { key, ..Default::default() })) });
+        }
         for write in &batch {
             let key = Bytes::copy_from_slice(write.key.as_bytes());
             let expected = match write.expect {
@@ -192,7 +202,11 @@ impl Storage for Etcd {
         }
         // The first key that is not as it was expected to be.
         let expecting = batch.iter().filter(|w| w.expect != Expect::Any);
-        for (write, range) in expecting.zip(ranges(&response)) {
+        let mut read = ranges(&response);
+        if !about_marker && let Some(kv) = read.next().and_then(|range| range.kvs.first()) {
+            return Err(Error::Moved(Marker::decode(&kv.value)?));
+        }
+        for (write, range) in expecting.zip(read) {
             let current = range.kvs.first().map(entry).transpose()?;
             let holds = match write.expect {
                 Expect::Absent => current.is_none(),
@@ -272,6 +286,30 @@ impl Storage for Etcd {
 
     async fn size(&self) -> Result<Option<u64>> {
         self.calls.size().await.map(Some)
+    }
+
+    fn root(&self) -> &str {
+        &self.options.root
+    }
+
+    fn marker_key(&self) -> String {
+        format!("{}coxswain/moved", self.options.root)
+    }
+
+    /// All keys that expire: etcd does not tell when they were written.
+    async fn expiring(&self, _after: Revision) -> Result<Vec<(Arc<str>, u64)>> {
+        const LEASES: &str = "/etcdserverpb.Lease/LeaseLeases";
+        const TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
+        let all: LeaseLeasesResponse = self.calls.call("list", LEASES, LeaseLeasesRequest {}).await?;
+        let mut found = Vec::new();
+        for lease in all.leases {
+            let request = LeaseTimeToLiveRequest { id: lease.id, keys: true };
+            let lease: LeaseTimeToLiveResponse = self.calls.call("list", TIME_TO_LIVE, request).await?;
+            let expires = crate::moved::now_ms() + lease.ttl.max(0) as u64 * 1_000;
+            let keys = lease.keys.iter().filter_map(|key| std::str::from_utf8(key).ok());
+            found.extend(keys.filter(|k| k.starts_with(&self.options.root)).map(|k| (k.into(), expires)));
+        }
+        Ok(found)
     }
 }
 

@@ -2,6 +2,7 @@
 //! each commit expects against the state that the earlier ones of the group leave, and recording what changes.
 
 use crate::moved::{self, Marker};
+use crate::transfer::Import;
 use crate::{Change, Changes, Entry, Error, Expect, Op, Result, Revision, Write};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
@@ -38,6 +39,10 @@ pub struct ChangeRecord {
     pub prior: Option<State>,
 }
 
+/// Written in revisions in which another store had a change that was not taken over.
+const GAP_KEY: &str = "/registry/coxswain/gap";
+const GAP_FILLED_MAX: u64 = 1_000;
+
 /// What the commits of a group have done so far, before it is durable.
 pub struct Group<'a> {
     /// The state of a key before the group.
@@ -50,6 +55,8 @@ pub struct Group<'a> {
     pub commits: Vec<Arc<Changes>>,
     /// Whether the store takes no writes but those of the marker; not known before it was asked for.
     moved: Option<Option<Marker>>,
+    /// Up to where history is not there, when it was taken over from another store.
+    pub compacted: Option<Revision>,
 }
 
 impl<'a> Group<'a> {
@@ -59,7 +66,7 @@ impl<'a> Group<'a> {
         revision: Revision,
         now: u64,
     ) -> Group<'a> {
-        Group { load, revision, now, states: HashMap::new(), records: Vec::new(), commits: Vec::new(), moved: None }
+        Group { load, revision, now, states: HashMap::new(), records: Vec::new(), commits: Vec::new(), moved: None, compacted: None }
     }
 
     fn state(&self, key: &str) -> Result<Option<State>> {
@@ -71,7 +78,7 @@ impl<'a> Group<'a> {
 
     /// Refuses what comes after the marker of a move, also within the group.
     fn check_moved(&mut self, batch: &[Write]) -> Result<()> {
-        if Marker::concerns(batch) {
+        if Marker::concerns(batch, moved::KEY) {
             self.moved = None;
             return Ok(());
         }
@@ -84,6 +91,50 @@ impl<'a> Group<'a> {
         };
         self.moved = Some(moved.clone());
         moved.map_or(Ok(()), |marker| Err(Error::Moved(marker)))
+    }
+
+    /// Takes over what another store had, with the revisions that it had there.
+    pub fn import(&mut self, import: Import) -> Result<()> {
+        for entry in import.entries {
+            let before = self.state(&entry.key)?.map_or(0, |s| s.expires);
+            let (created, modified) = (entry.created, entry.modified);
+            let state = State { modified, index: 0, created, expires: 0, value: Some(entry.value) };
+            self.states.insert(entry.key, (before, state));
+            self.compacted = Some(import.revision);
+        }
+        for commit in import.commits.into_iter().filter(|c| !c.changes.is_empty()) {
+            if commit.revision <= self.revision {
+                continue;
+            }
+            self.fill_up_to(Revision(commit.revision.0 - 1))?;
+            let write = |change: Change| {
+                let op = change.value.map_or(Op::Delete, |e| Op::Put { value: e.value, ttl: None });
+                Write { key: change.key, expect: Expect::Any, op }
+            };
+            self.apply(commit.changes.into_iter().map(write).collect())?;
+        }
+        for (key, expires) in import.expiries {
+            let Some(mut state) = self.state(&key)?.filter(|s| s.value.is_some()) else { continue };
+            let before = self.states.get(&key).map_or(state.expires, |(before, _)| *before);
+            state.expires = expires;
+            self.states.insert(key, (before, state));
+        }
+        self.fill_up_to(import.revision)
+    }
+
+    /// Revisions in which nothing happened that was taken over: a few are given a change of their own, so that history
+    /// goes on without a gap; many end it.
+    fn fill_up_to(&mut self, revision: Revision) -> Result<()> {
+        if revision.0.saturating_sub(self.revision.0) > GAP_FILLED_MAX || self.compacted == Some(revision) {
+            self.compacted = Some(revision);
+            self.records.clear();
+            self.revision = revision;
+        }
+        while self.revision < revision {
+            let op = Op::Put { value: Bytes::new(), ttl: None };
+            self.apply(vec![Write { key: GAP_KEY.into(), expect: Expect::Any, op }])?;
+        }
+        Ok(())
     }
 
     /// Checks one commit and, if all it expects holds, takes it in at a revision of its own.

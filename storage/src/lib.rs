@@ -4,6 +4,8 @@
 //! durable when it returns. See [`Storage`] for the contract; `contract::run` checks it against any backend.
 
 pub mod address;
+pub mod backup;
+pub mod check;
 #[cfg(test)]
 mod contract;
 pub mod embedded;
@@ -12,8 +14,11 @@ pub mod etcd;
 mod feed;
 mod group;
 pub mod metrics;
+pub mod migrate;
 pub mod moved;
 pub mod postgres;
+pub mod switch;
+pub mod transfer;
 
 pub use embedded::Embedded;
 pub use etcd::Etcd;
@@ -173,5 +178,29 @@ pub trait Storage: Send + Sync + 'static {
     /// The bytes that the store takes where it lies, if it can tell.
     async fn size(&self) -> Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// What all keys of this store begin with.
+    fn root(&self) -> &str {
+        ""
+    }
+
+    /// Where the marker of a move is.
+    fn marker_key(&self) -> String {
+        moved::KEY.to_owned()
+    }
+
+    /// The keys that expire, of those written after a revision, and when: in milliseconds since 1970. Keys from before may
+    /// be among them.
+    async fn expiring(&self, after: Revision) -> Result<Vec<(Arc<str>, u64)>>;
+
+    /// Whether entries keep their revisions when they are taken over from another store by [`Storage::import`].
+    fn keeps_revisions(&self) -> bool {
+        false
+    }
+
+    /// Takes over what another store had. Only for a store that nobody uses yet and that keeps revisions.
+    async fn import(&self, _import: transfer::Import) -> Result<()> {
+        Err(Error::Unavailable { operation: "import", source: "this store gives revisions itself".into() })
     }
 }

@@ -5,8 +5,8 @@
 use crate::{Error, Expect, Op, Result, Revision, Storage, Write};
 use serde::{Deserialize, Serialize};
 
-/// Outside of what Kubernetes' API servers read.
-pub const KEY: &str = "coxswain/moved";
+/// Where the marker is, in stores that are ours alone: under no resource's prefix.
+pub const KEY: &str = "/registry/coxswain/moved";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
@@ -41,8 +41,8 @@ impl Marker {
     }
 
     /// Whether a batch of writes is about the marker, and so allowed while there is one.
-    pub fn concerns(batch: &[Write]) -> bool {
-        matches!(batch, [only] if &*only.key == KEY)
+    pub fn concerns(batch: &[Write], key: &str) -> bool {
+        matches!(batch, [only] if &*only.key == key)
     }
 }
 
@@ -53,16 +53,16 @@ pub fn now_ms() -> u64 {
 
 /// The marker of a store, if it has one, and the marker's revision.
 pub async fn read(store: &dyn Storage) -> Result<Option<(Marker, Revision)>> {
-    let (entry, _) = store.get(KEY, None).await?;
+    let (entry, _) = store.get(&store.marker_key(), None).await?;
     entry.map(|e| Ok((Marker::decode(&e.value)?, e.modified))).transpose()
 }
 
 pub async fn write(store: &dyn Storage, marker: &Marker, expect: Expect) -> Result<Revision> {
     let failed = |e: serde_json::Error| Error::Unavailable { operation: "commit", source: e.into() };
     let value = serde_json::to_vec(marker).map_err(failed)?.into();
-    store.commit(vec![Write { key: KEY.into(), expect, op: Op::Put { value, ttl: None } }]).await
+    store.commit(vec![Write { key: store.marker_key().into(), expect, op: Op::Put { value, ttl: None } }]).await
 }
 
 pub async fn remove(store: &dyn Storage, expect: Expect) -> Result<Revision> {
-    store.commit(vec![Write { key: KEY.into(), expect, op: Op::Delete }]).await
+    store.commit(vec![Write { key: store.marker_key().into(), expect, op: Op::Delete }]).await
 }

@@ -13,14 +13,16 @@ mod committer;
 mod connection;
 mod follower;
 mod housekeeping;
+mod import;
 mod reads;
 mod schema;
 mod statements;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 
 use crate::feed::{self, Feed};
+use crate::transfer::Import;
 use crate::{Changes, Entry, Error, ListOptions, Page, Result, Revision, Storage, Write};
 use async_trait::async_trait;
 use committer::Pending;
@@ -158,6 +160,19 @@ impl Storage for Postgres {
 
     async fn current_revision(&self) -> Result<Revision> {
         Ok(self.shared.connections.marks().await?.revision)
+    }
+
+    async fn expiring(&self, after: Revision) -> Result<Vec<(Arc<str>, u64)>> {
+        let rows = self.shared.connections.rows("list", statements::EXPIRING, &[&(after.0 as i64)]).await?;
+        Ok(rows.iter().map(|row| (row.get::<_, &str>(0).into(), row.get::<_, i64>(1) as u64)).collect())
+    }
+
+    fn keeps_revisions(&self) -> bool {
+        true
+    }
+
+    async fn import(&self, import: Import) -> Result<()> {
+        import::run(&self.shared, import).await
     }
 }
 

@@ -175,7 +175,12 @@ impl Feed {
     async fn run(self: Arc<Self>) {
         loop {
             match self.follow().await {
-                Ok(()) => tracing::warn!("the store ended its stream of changes"),
+                // The data has moved to another store, which goes on where this one ended.
+                Ok(()) => {
+                    tracing::info!("the store ended its stream of changes");
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                }
                 Err(coxswain_storage::Error::Compacted { .. }) => {
                     if let Err(status) = self.refill().await {
                         tracing::error!(%status, "the watch caches could not be filled anew");

@@ -35,7 +35,13 @@ pub async fn run(flags: &Flags) -> Result<()> {
     let tls = serving_certificate(flags, advertise)?;
     let backend = backend(flags)?;
     config.layout = layout(flags, backend).await?;
-    let storage = open(flags, backend, &config.layout).await?;
+    let opened = open(flags, backend, &config.layout).await?;
+    let switch = crate::storage_command::in_use(opened, keep_history(flags)?).await?;
+    let storage: Arc<dyn Storage> = switch.clone();
+    let _admin = match (backend, flags.path("data-dir")) {
+        (Backend::Embedded, Some(dir)) => crate::admin::listen(&dir, switch),
+        _ => None,
+    };
     let delay = flags.duration("shutdown-delay-duration")?.unwrap_or_default();
     flags.warn_without_meaning();
     let address = SocketAddr::new(bind, port);
@@ -238,8 +244,12 @@ async fn layout(flags: &Flags, backend: Backend) -> Result<Layout> {
     Ok(layout)
 }
 
+fn keep_history(flags: &Flags) -> Result<Duration> {
+    Ok(flags.duration("etcd-compaction-interval")?.unwrap_or(Duration::from_secs(300)))
+}
+
 async fn open(flags: &Flags, backend: Backend, layout: &Layout) -> Result<Arc<dyn Storage>> {
-    let keep_history = flags.duration("etcd-compaction-interval")?.unwrap_or(Duration::from_secs(300));
+    let keep_history = keep_history(flags)?;
     // A store's own sentence says it all; its chain of causes would say it twice.
     let plain = |e: coxswain_storage::Error| anyhow::anyhow!("{e}");
     match backend {

@@ -9,6 +9,7 @@ use super::{Options, Published};
 use crate::feed::Feed;
 use crate::group::{ChangeRecord, Group, State};
 use crate::metrics;
+use crate::transfer::Import;
 use crate::{Error, Expect, Op, Result, Revision, Write};
 use fjall::{PersistMode, Readable};
 use std::ops::Bound;
@@ -40,6 +41,8 @@ pub enum Message {
     Commit(Pending),
     /// Forget what is older than a revision.
     Compact(Revision, oneshot::Sender<Result<()>>),
+    /// Take over what another store had.
+    Import(Import, oneshot::Sender<Result<()>>),
     /// Do one step of housekeeping; the answer says whether there is more to do.
     Maintain(oneshot::Sender<bool>),
     Close,
@@ -132,6 +135,9 @@ impl Committer {
                 });
                 let _ = answer.send(more);
             }
+            Message::Import(import, answer) => {
+                let _ = answer.send(self.import(import));
+            }
             Message::Commit(_) => {}
             Message::Close => return true,
         }
@@ -223,6 +229,9 @@ impl Committer {
         }
         batch.insert(&disk.meta, "revision", group.revision.0.to_le_bytes());
         batch.insert(&disk.meta, "time", self.clock.now().to_le_bytes());
+        if let Some(compacted) = group.compacted {
+            batch.insert(&disk.meta, "compacted", compacted.0.to_le_bytes());
+        }
         batch.commit().map_err(|e| disk.error("commit", "journal", e))
     }
 
@@ -259,6 +268,25 @@ impl Committer {
         self.failed = None;
         tracing::info!(revision = %view.revision, "the data directory has been opened again after a failed write");
         Ok(view)
+    }
+
+    fn import(&mut self, import: Import) -> Result<()> {
+        let view = self.healthy_view()?;
+        let load = |key: &str| view.state(key);
+        let mut group = Group::new(&load, view.revision, self.clock.now());
+        group.import(import)?;
+        self.check_room(free_bytes(&self.directory).unwrap_or(u64::MAX), &[])?;
+        if let Err(error) = self.write(&view, &group) {
+            self.fail(&error);
+            return Err(error);
+        }
+        let compacted = group.compacted.unwrap_or_default().max(view.compacted);
+        // Times of expiry that were taken over may lie in the past.
+        self.clock.swept = 0;
+        self.publish(&view, group.revision, compacted);
+        self.feed.skip_to(group.revision);
+        self.feed.wake_behind();
+        Ok(())
     }
 
     fn compact(&mut self, revision: Revision) -> Result<()> {

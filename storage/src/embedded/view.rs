@@ -2,7 +2,7 @@
 //! never changes and never waits for writers; the committer publishes a new one after every group.
 
 use super::disk::Disk;
-use super::record::{change_key, parse_change_key};
+use super::record::{change_key, parse_change_key, parse_expiry_key};
 use crate::group::{ChangeRecord, State};
 use crate::{Change, Changes, Entry, Error, ListOptions, Page, Result, Revision};
 use fjall::{Readable, Snapshot};
@@ -95,6 +95,22 @@ impl View {
             page.entries.extend(state.entry(&key));
         }
         Ok(page)
+    }
+
+    pub fn expiring(&self, after: Revision) -> Result<Vec<(Arc<str>, u64)>> {
+        let place = || self.disk.place("expiry");
+        let mut found = Vec::new();
+        for guard in self.snapshot.iter(&self.disk.expiry) {
+            let raw = guard.key().map_err(|e| self.disk.error("list", "expiry", e))?;
+            let (expires, key) = parse_expiry_key(&raw, &place)?;
+            let Some(state) = self.state(key)?.filter(|s| s.value.is_some() && s.expires == expires) else {
+                return Err(Error::Corrupt { place: place(), what: format!("{key} does not expire at {expires}") });
+            };
+            if state.modified > after {
+                found.push((key.into(), expires));
+            }
+        }
+        Ok(found)
     }
 
     /// The commits after `after` as the history has them, under `prefix`, and how far they reach. A commit is never

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
-struct Server {
+pub(crate) struct Server {
     process: Child,
     url: String,
     peers: String,
@@ -22,7 +22,7 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Server {
+    pub(crate) fn start() -> Server {
         Server::start_with("http", |_| Vec::new())
     }
 
@@ -34,6 +34,11 @@ impl Server {
         let more = more(directory.path());
         let process = run(&url, &peers, directory.path(), &more);
         Server { process, url, peers, directory, more }
+    }
+
+    /// As an address of this project's commands.
+    pub(crate) fn address(&self) -> String {
+        self.url.replace("http", "etcd")
     }
 
     fn kill(&mut self) {

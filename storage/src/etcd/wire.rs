@@ -190,6 +190,38 @@ pub struct LeaseGrantResponse {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct LeaseLeasesRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct LeaseLeasesResponse {
+    #[prost(message, repeated, tag = "2")]
+    pub leases: Vec<LeaseStatus>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct LeaseStatus {
+    #[prost(int64, tag = "1")]
+    pub id: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct LeaseTimeToLiveRequest {
+    #[prost(int64, tag = "1")]
+    pub id: i64,
+    #[prost(bool, tag = "2")]
+    pub keys: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct LeaseTimeToLiveResponse {
+    /// In seconds; negative if the lease has ended.
+    #[prost(int64, tag = "3")]
+    pub ttl: i64,
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub keys: Vec<Bytes>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct WatchRequest {
     #[prost(oneof = "WatchAction", tags = "1, 3")]
     pub action: Option<WatchAction>,

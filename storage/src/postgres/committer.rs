@@ -201,7 +201,7 @@ impl Committer {
     }
 }
 
-fn state(row: &Row) -> (Arc<str>, State) {
+pub fn state(row: &Row) -> (Arc<str>, State) {
     let state = State {
         created: reads::revision(row.get(1)),
         modified: reads::revision(row.get(2)),

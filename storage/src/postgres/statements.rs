@@ -70,6 +70,7 @@ pub const CHANGES: &str = "WITH stretch AS (SELECT coalesce(
 
 pub const EXPIRED: &str = "SELECT key, modified FROM current
     WHERE expires > 0 AND expires <= (extract(epoch FROM clock_timestamp()) * 1000)::bigint ORDER BY expires LIMIT $1";
+pub const EXPIRING: &str = "SELECT key, expires FROM current WHERE expires > 0 AND modified > $1 ORDER BY expires";
 /// Marks as forgotten what has been kept long enough, among the oldest so many changes.
 pub const FORGET: &str = "UPDATE compaction SET revision = old.revision FROM (
         SELECT max(revision) AS revision FROM (
@@ -77,6 +78,7 @@ pub const FORGET: &str = "UPDATE compaction SET revision = old.revision FROM (
             ORDER BY revision, index LIMIT $1) h
         WHERE time < (extract(epoch FROM clock_timestamp()) * 1000)::bigint - $2) old
     WHERE compaction.revision < old.revision";
+pub const COMPACTED: &str = "UPDATE compaction SET revision = greatest(revision, $1)";
 /// Removes so many of the changes that are forgotten. What two servers do at once is done once: the second finds the row
 /// changed.
 pub const REMOVE: &str = "WITH step AS (SELECT max(revision) AS revision FROM (
@@ -92,7 +94,7 @@ pub const COMPACT: &str = "UPDATE compaction SET revision = $1 WHERE revision < 
 
 /// The statements that look for rows in the large tables, each with arguments as the plans' test needs them.
 #[cfg(test)]
-pub const PLANNED: [(&str, &str); 12] = [
+pub const PLANNED: [(&str, &str); 13] = [
     (LOAD, "ARRAY['/r/a/1', '/r/a/2', '/r/b/3']"),
     (DELETE, "ARRAY['/r/a/1', '/r/a/2', '/r/b/3']"),
     (TOKEN, "70000"),
@@ -102,6 +104,7 @@ pub const PLANNED: [(&str, &str); 12] = [
     (LIST_AT, "'/r/a/', '/r/a/\u{10ffff}', 500, 99000"),
     (CHANGES, "99000, '/r/a/', '/r/a/\u{10ffff}', 500"),
     (EXPIRED, "100"),
+    (EXPIRING, "90000"),
     (FORGET, "1000, 300000"),
     (REMOVE, "1000"),
     (LIST, "'', '\u{10ffff}', NULL"),

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// A Postgres that listens on a socket in a temporary directory and ends with the test.
-struct Server {
+pub(crate) struct Server {
     directory: TempDir,
     settings: Vec<String>,
     process: Child,
@@ -67,7 +67,7 @@ fn run(directory: &Path, settings: &[String]) -> Child {
 }
 
 impl Server {
-    fn start() -> Server {
+    pub(crate) fn start() -> Server {
         Server::start_with(&[], |_| {})
     }
 
@@ -98,6 +98,12 @@ impl Server {
     fn end(&mut self, signal: nix::sys::signal::Signal) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.process.id() as i32), signal);
         let _ = self.process.wait();
+    }
+
+    /// As an address of this project's commands.
+    pub(crate) fn address(&self, schema: &str) -> String {
+        let directory = self.directory.path().display().to_string().replace('/', "%2F");
+        format!("postgres://coxswain@{directory}/postgres?schema={schema}")
     }
 
     fn url(&self) -> String {
