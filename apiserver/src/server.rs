@@ -5,6 +5,7 @@ pub mod bootstrap;
 pub mod certificates;
 pub mod conditions;
 pub mod custom;
+pub mod identity;
 pub mod listen;
 pub mod objects;
 
@@ -32,6 +33,18 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// `--endpoint-reconciler-type`: how the endpoints of the `kubernetes` Service are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndpointReconciler {
+    /// The servers that say that they are alive.
+    Lease,
+    /// As many as `--apiserver-count` says.
+    MasterCount(usize),
+    /// They are somebody else's business.
+    None,
+}
 
 /// What upstream's flags say. The defaults are upstream's.
 #[derive(Clone, Debug)]
@@ -58,6 +71,9 @@ pub struct Config {
     /// Every flag with its value, for `/flagz`.
     pub flags: Vec<(String, String)>,
     pub kubelet: KubeletConfig,
+    pub endpoint_reconciler: EndpointReconciler,
+    /// The name of this host, by which the server is known among those of the cluster; none to be no one.
+    pub hostname: Option<String>,
     /// How objects lie in the store.
     pub layout: Layout,
     /// `--etcd-healthcheck-timeout` and `--etcd-readycheck-timeout`: how long the store may take to answer.
@@ -81,12 +97,17 @@ impl Default for Config {
             goaway_chance: 0.0,
             flags: Vec::new(),
             kubelet: KubeletConfig::default(),
+            endpoint_reconciler: EndpointReconciler::Lease,
+            hostname: None,
             layout: Layout::default(),
             storage_health_timeout: Duration::from_secs(2),
             storage_ready_timeout: Duration::from_secs(2),
         }
     }
 }
+
+/// How long a server that ends tries to take itself out of the endpoints; without that it is one until its lease ends.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -107,10 +128,13 @@ pub struct Server {
     stop: tokio::sync::watch::Sender<bool>,
     /// True as soon as the server is known to end, while it still serves.
     ending: tokio::sync::watch::Sender<bool>,
-    feed: tokio::task::JoinHandle<()>,
-    bootstrap: tokio::task::JoinHandle<()>,
-    custom: tokio::task::JoinHandle<()>,
-    conditions: tokio::task::JoinHandle<()>,
+    feed: JoinHandle<()>,
+    bootstrap: Option<JoinHandle<JoinHandle<()>>>,
+    /// Keeps what the bootstrap has made, and takes this server out of the endpoints at the end.
+    keeper: Option<JoinHandle<()>>,
+    identity: Option<JoinHandle<()>>,
+    custom: JoinHandle<()>,
+    conditions: JoinHandle<()>,
 }
 
 impl Server {
@@ -156,15 +180,32 @@ impl Server {
         objects.attach(&front);
         let custom = tokio::spawn(custom::run(front.clone(), objects.clone(), for_custom));
         let conditions = tokio::spawn(conditions::run(front.clone(), objects.clone()));
-        let bootstrap = tokio::spawn(bootstrap::run(front.clone(), objects.clone(), config));
-        Ok(Server { front, objects, resources, stop, ending, feed: following, bootstrap, custom, conditions })
+        let identity = config.hostname.clone().map(|hostname| {
+            let shared: Arc<dyn Objects> = objects.clone();
+            tokio::spawn(identity::run(shared, hostname, front.shutdown.clone()))
+        });
+        let bootstrap = Some(tokio::spawn(bootstrap::run(front.clone(), objects.clone(), config)));
+        Ok(Server {
+            front,
+            objects,
+            resources,
+            stop,
+            ending,
+            feed: following,
+            bootstrap,
+            keeper: None,
+            identity,
+            custom,
+            conditions,
+        })
     }
 
     /// Waits until everything that every cluster has was created.
     pub async fn ready(&mut self) {
         // It ends only by finishing or with the runtime itself.
-        if !self.bootstrap.is_finished() {
-            let _ = (&mut self.bootstrap).await;
+        if let Some(bootstrap) = &mut self.bootstrap {
+            self.keeper = bootstrap.await.ok();
+            self.bootstrap = None;
         }
     }
 
@@ -189,7 +230,15 @@ impl Server {
     /// Ends watches and the work behind the server; requests that run may finish.
     pub async fn stop(self) {
         self.begin_shutdown();
-        self.bootstrap.abort();
+        if let Some(bootstrap) = self.bootstrap {
+            bootstrap.abort();
+        }
+        if let Some(keeper) = self.keeper {
+            let _ = tokio::time::timeout(LEAVE_TIMEOUT, keeper).await;
+        }
+        if let Some(identity) = self.identity {
+            identity.abort();
+        }
         self.custom.abort();
         self.conditions.abort();
         // Requests under way still read from the caches for a moment.

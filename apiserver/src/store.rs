@@ -226,6 +226,13 @@ impl Store {
 pub fn storage_status(error: Error) -> Status {
     match error {
         Error::Compacted { .. } => Status::expired("The provided resource version is too old and has been compacted."),
+        // It takes less than a second.
+        Error::Moved(_) => {
+            let mut status =
+                Status::unavailable("the server's data is moving to another store, please try again later");
+            status.details = Some(Box::new(Details { retry_after_seconds: 1, ..Details::default() }));
+            status
+        }
         other => Status::internal(other),
     }
 }

@@ -29,9 +29,8 @@ pub fn command() -> Command {
     let store = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("ADDRESS").required(true).help(help)
     };
-    let file = |name: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name("FILE").required(true).help(help)
-    };
+    let file =
+        |name: &'static str, help: &'static str| Arg::new(name).long(name).value_name("FILE").required(true).help(help);
     Command::new("storage")
         .about("Checks, backs up, restores and moves the data of a cluster")
         .after_help(
@@ -156,7 +155,10 @@ async fn run_check(what: &str) -> Result<()> {
         let (header, trailer, complaints) = trailer?;
         return conclude(
             complaints,
-            format!("a backup of {} entries ({} bytes) at revision {}", trailer.entries, trailer.bytes, header.revision),
+            format!(
+                "a backup of {} entries ({} bytes) at revision {}",
+                trailer.entries, trailer.bytes, header.revision
+            ),
             &decode,
         );
     }
@@ -235,7 +237,8 @@ async fn run_backup(from: &str, to: &str) -> Result<()> {
     let mut options = tokio::fs::OpenOptions::new();
     // It holds every secret of the cluster.
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished).await;
-    let mut file = tokio::io::BufWriter::with_capacity(1 << 20, file.with_context(|| format!("creating {unfinished}"))?);
+    let mut file =
+        tokio::io::BufWriter::with_capacity(1 << 20, file.with_context(|| format!("creating {unfinished}"))?);
     let done = backup_to(source, &mut file, &teller).await;
     teller.end();
     if let Err(error) = done {
@@ -278,7 +281,7 @@ async fn backup_to(source: Source, to: &mut (impl AsyncWrite + Unpin), teller: &
                             count += 1;
                             teller.tell("backing up", count);
                         }
-                        backup::Record::End(trailer) => return Ok((reader.header, trailer)),
+                        backup::Record::End(trailer) => return anyhow::Ok((reader.header, trailer)),
                     }
                 }
             };
@@ -305,9 +308,9 @@ async fn run_restore(from: &str, to: &str, bump: Option<u64>) -> Result<()> {
         backup::restore(tokio::io::BufReader::with_capacity(1 << 20, file), store, bump, told).await
     };
     teller.end();
-    let (trailer, revision) = restored.map_err(plain).with_context(|| {
-        format!("{} may be filled in part: empty it before you try again", without_password(to))
-    })?;
+    let (trailer, revision) = restored
+        .map_err(plain)
+        .with_context(|| format!("{} may be filled in part: empty it before you try again", without_password(to)))?;
     eprintln!("{} entries ({} bytes); the store goes on from revision {revision}", trailer.entries, trailer.bytes);
     Ok(())
 }
@@ -335,7 +338,10 @@ async fn run_migrate(from: &str, to: &str) -> Result<()> {
         report.refused_seconds
     );
     println!("verified by checksum at revision {}: sha256 {}", report.compared_at, report.sha256);
-    println!("the old store ends at revision {}, the new one goes on from {}", report.source_revision, report.target_revision);
+    println!(
+        "the old store ends at revision {}, the new one goes on from {}",
+        report.source_revision, report.target_revision
+    );
     std::io::stdout().flush()?;
     Ok(())
 }

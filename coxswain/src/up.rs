@@ -307,6 +307,7 @@ fn api_server_config(plan: &Plan, keys: &Keys) -> Config {
         advertise_address: plan.node_ip,
         secure_port: plan.port,
         service_cluster_ip_range: plan.service_cidr.clone(),
+        hostname: machine::hostname().ok(),
         ..Config::default()
     };
     config.authentication.client_ca_pem = keys.authority.cert_pem.clone().into_bytes();

@@ -169,7 +169,9 @@ impl Storage for Etcd {
             let key = Bytes::from(marker.clone().into_bytes());
             let equals = Some(Equals::ModRevision(0));
             request.compare.push(Compare { target: Target::Mod as i32, key: key.clone(), equals });
-            request.failure.push(RequestOp { request: Some(Request::Range(RangeRequest { key, ..Default::default() })) });
+            request
+                .failure
+                .push(RequestOp { request: Some(Request::Range(RangeRequest { key, ..Default::default() })) });
         }
         for write in &batch {
             let key = Bytes::copy_from_slice(write.key.as_bytes());

@@ -66,7 +66,16 @@ impl<'a> Group<'a> {
         revision: Revision,
         now: u64,
     ) -> Group<'a> {
-        Group { load, revision, now, states: HashMap::new(), records: Vec::new(), commits: Vec::new(), moved: None, compacted: None }
+        Group {
+            load,
+            revision,
+            now,
+            states: HashMap::new(),
+            records: Vec::new(),
+            commits: Vec::new(),
+            moved: None,
+            compacted: None,
+        }
     }
 
     fn state(&self, key: &str) -> Result<Option<State>> {

@@ -28,8 +28,9 @@ const LOOKS_MAX: usize = 200;
 const FAR: u64 = 20_000;
 /// How long writes may be refused before the move is given up.
 const FENCE_MAX: Duration = Duration::from_secs(5);
-/// Revisions that the source may use up between the last look and the final mark: leases of etcd that end.
-const SLACK: u64 = 16;
+/// Revisions that a source may use up by itself between the last look and the moment when all servers have left it: leases
+/// of etcd that end, marks of progress.
+const SLACK: u64 = 256;
 /// Revisions that a target which gives them itself is ahead of the source before that is stopped.
 const LEAD: u64 = 5_000;
 const CHUNK_CHANGES: usize = 1_000;
@@ -178,12 +179,7 @@ async fn finish(
     Ok((named, reached))
 }
 
-async fn copy(
-    source: &dyn Storage,
-    target: &Filling,
-    at: Revision,
-    mut told: impl FnMut(u64),
-) -> Result<()> {
+async fn copy(source: &dyn Storage, target: &Filling, at: Revision, mut told: impl FnMut(u64)) -> Result<()> {
     each_page(source, Some(at), |entries| {
         told(entries.len() as u64);
         target.load(entries, at)

@@ -150,7 +150,7 @@ pub async fn each_page<F: Future<Output = Result<()>>>(
     let base = if store.root().is_empty() { "/registry/" } else { store.root() };
     let passing = |key: &str| {
         let rest = key.strip_prefix(base);
-        rest.is_some_and(|rest| matches!(rest, "coxswain/moved" | "coxswain/gap" | PAD_KEY))
+        rest.is_some_and(|rest| matches!(rest, "coxswain/moved" | "coxswain/gap" | "coxswain/progress" | PAD_KEY))
     };
     let (mut from, mut at) = (None, at);
     loop {

@@ -3,6 +3,7 @@
 //!
 //! The server writes through its own pipeline as `system:apiserver`.
 
+mod endpoints;
 mod flow_control;
 
 use super::Config;
@@ -13,8 +14,10 @@ use crate::registry::allocators::{self, Leaks};
 use crate::request::User;
 use bytes::Bytes;
 use coxswain_api::{Value, json};
+use coxswain_storage::Storage;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// The hooks that this module reports as done.
 pub const HOOKS: [&str; 6] = [
@@ -29,7 +32,7 @@ pub const HOOKS: [&str; 6] = [
 const RETRY: Duration = Duration::from_millis(500);
 /// No service takes so long to be created.
 const CREATION_MAX: Duration = Duration::from_secs(60);
-/// How often the kubernetes service is looked after (upstream: the kubernetes service controller's interval).
+/// How often the kubernetes service and its endpoints are looked after (upstream: `DefaultEndpointReconcilerInterval`).
 const KEEP: Duration = Duration::from_secs(10);
 
 /// The server's own identity.
@@ -38,7 +41,7 @@ pub fn identity() -> User {
 }
 
 /// Runs every hook until it succeeded.
-pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
+pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) -> JoinHandle<()> {
     match allocators::repair(&front.pipeline).await {
         Ok(leaks) => drop(tokio::spawn(release_leaks(Arc::downgrade(&front), leaks))),
         Err(error) => tracing::warn!(?error, "cluster IPs and node ports could not be compared with the services"),
@@ -46,7 +49,7 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
     for hook in HOOKS {
         if hook == "bootstrap-controller" {
             // Some addresses cannot be endpoints at all; that must not keep the server from being ready.
-            if let Err(why) = kubernetes_service(&*objects, &config).await {
+            if let Err(why) = kubernetes_endpoints(&front, &*objects, &config).await {
                 tracing::warn!(%why, "the kubernetes service could not be brought up to date");
             }
             front.health.done(hook);
@@ -71,23 +74,25 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
         }
         front.health.done(hook);
     }
-    tokio::spawn(keep_kubernetes_service(front.shutdown.clone(), objects, config));
+    tokio::spawn(keep_kubernetes_service(front, objects, config))
 }
 
-/// The service and its endpoints are put right again whoever changes them.
-async fn keep_kubernetes_service(
-    mut shutdown: tokio::sync::watch::Receiver<bool>,
-    objects: Arc<dyn Objects>,
-    config: Config,
-) {
+/// The service and its endpoints are put right again whoever changes them, until the server ends, which then is an
+/// endpoint no longer.
+async fn keep_kubernetes_service(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) {
+    let mut shutdown = front.shutdown.clone();
     loop {
         tokio::select! {
             () = tokio::time::sleep(KEEP) => {}
-            _ = shutdown.wait_for(|stop| *stop) => return,
+            _ = shutdown.wait_for(|stop| *stop) => break,
         }
-        if let Err(why) = kubernetes_service(&*objects, &config).await {
+        if let Err(why) = kubernetes_endpoints(&front, &*objects, &config).await {
             tracing::debug!(%why, "the kubernetes service could not be brought up to date");
         }
+    }
+    let Some(storage) = storage(&front) else { return };
+    if let Err(why) = endpoints::leave(&*objects, &*storage, &config).await {
+        tracing::warn!(%why, "this server could not be taken out of the endpoints of the kubernetes service");
     }
 }
 
@@ -250,6 +255,18 @@ async fn service_cidr(objects: &dyn Objects, config: &Config) -> Result<(), Stri
     ensure(objects, "/apis/networking.k8s.io/v1/servicecidrs", &object).await
 }
 
+/// The `kubernetes` service; whatever becomes of it, its endpoints are kept.
+async fn kubernetes_endpoints(front: &Front, objects: &dyn Objects, config: &Config) -> Result<(), String> {
+    let service = kubernetes_service(objects, config).await;
+    let storage = storage(front).ok_or("services are not served")?;
+    endpoints::reconcile(objects, &*storage, config).await?;
+    service
+}
+
+fn storage(front: &Front) -> Option<Arc<dyn Storage>> {
+    Some(front.resources.store("", "services")?.storage().clone())
+}
+
 /// The `kubernetes` service, whose endpoints are the API servers themselves.
 async fn kubernetes_service(objects: &dyn Objects, config: &Config) -> Result<(), String> {
     let first = config.service_cluster_ip_range.split(',').next().unwrap_or_default();
@@ -267,30 +284,7 @@ async fn kubernetes_service(objects: &dyn Objects, config: &Config) -> Result<()
             "sessionAffinity": "None", "type": "ClusterIP",
         },
     });
-    ensure(objects, "/api/v1/namespaces/default/services", &service).await?;
-    let ip = config.advertise_address.to_string();
-    let endpoints = json!({
-        "kind": "Endpoints", "apiVersion": "v1",
-        "metadata": {
-            "name": "kubernetes", "namespace": "default",
-            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
-        },
-        "subsets": [{
-            "addresses": [{"ip": ip}],
-            "ports": [{"name": "https", "port": config.secure_port, "protocol": "TCP"}],
-        }],
-    });
-    replace(objects, "/api/v1/namespaces/default/endpoints", &endpoints, "/subsets").await?;
-    let slice = json!({
-        "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
-        "metadata": {
-            "name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"},
-        },
-        "addressType": if config.advertise_address.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": config.secure_port, "protocol": "TCP"}],
-    });
-    replace(objects, "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", &slice, "/endpoints").await
+    ensure(objects, "/api/v1/namespaces/default/services", &service).await
 }
 
 /// Creates an object, or writes it again where what is at `what` differs: the server may have moved.

@@ -9,7 +9,7 @@ use coxswain_api::codec::Format;
 use coxswain_apiserver::authorization::Mode;
 use coxswain_apiserver::server::certificates::tls_config_of_files;
 use coxswain_apiserver::server::listen::tls_config;
-use coxswain_apiserver::server::{Config, Server};
+use coxswain_apiserver::server::{Config, EndpointReconciler, Server};
 use coxswain_apiserver::store::Layout;
 use coxswain_storage::Storage;
 use coxswain_storage::embedded::{self, Embedded};
@@ -94,6 +94,14 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16) -> Result<Config> {
     let reads: usize = flags.parsed("max-requests-inflight")?.unwrap_or(400);
     let writes: usize = flags.parsed("max-mutating-requests-inflight")?.unwrap_or(200);
     config.in_flight_max = reads + writes;
+
+    config.endpoint_reconciler = match flags.get("endpoint-reconciler-type").as_deref() {
+        None | Some("lease") => EndpointReconciler::Lease,
+        Some("master-count") => EndpointReconciler::MasterCount(flags.parsed("apiserver-count")?.unwrap_or(1)),
+        Some("none") => EndpointReconciler::None,
+        Some(other) => bail!("--endpoint-reconciler-type {other:?} invalid, allowed values: lease, master-count, none"),
+    };
+    config.hostname = crate::machine::hostname().ok();
 
     let modes = flags.list("authorization-mode");
     if modes.is_empty() {

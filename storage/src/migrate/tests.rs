@@ -60,7 +60,12 @@ fn opener() -> Opener {
 }
 
 /// As a watch cache follows: where it was, or from a new list where that is forgotten. Returns the keys it knows.
-async fn follow(store: Arc<Switch>, from: Revision, stop: Arc<AtomicBool>, until: impl Fn() -> usize) -> (HashSet<String>, usize) {
+async fn follow(
+    store: Arc<Switch>,
+    from: Revision,
+    stop: Arc<AtomicBool>,
+    until: impl Fn() -> usize,
+) -> (HashSet<String>, usize) {
     let (mut seen, mut known, mut lists) = (from, HashSet::new(), 0);
     while !(stop.load(Ordering::Relaxed) && known.len() >= until()) {
         let mut stream = match store.changes("/registry/live/", seen).await {
@@ -138,7 +143,8 @@ async fn a_move(places: &mut Places, from: &str, to: &str) {
         .collect();
     tokio::time::sleep(Duration::from_millis(300)).await;
     let target = open(&to_address).await;
-    let report = migrate(&*switch.store(), target, &to_address, &|_| {}).await.unwrap_or_else(|e| panic!("{from} to {to}: {e}"));
+    let report =
+        migrate(&*switch.store(), target, &to_address, &|_| {}).await.unwrap_or_else(|e| panic!("{from} to {to}: {e}"));
     tokio::time::sleep(Duration::from_secs(1)).await;
     stop.store(true, Ordering::Relaxed);
     let mut longest = Duration::ZERO;
@@ -150,7 +156,10 @@ async fn a_move(places: &mut Places, from: &str, to: &str) {
     let (known, lists) = reader.await.unwrap();
     let acknowledged = acknowledged.lock().clone();
     let missing: Vec<_> = acknowledged.difference(&known).take(3).collect();
-    assert!(missing.is_empty() && known.len() == acknowledged.len(), "{from} to {to}: readers were not told of {missing:?}");
+    assert!(
+        missing.is_empty() && known.len() == acknowledged.len(),
+        "{from} to {to}: readers were not told of {missing:?}"
+    );
     assert_eq!(lists, usize::from(to == "etcd"), "{from} to {to}: readers list again only where revisions are new");
 
     // All of it is in the new store, and the old one takes nothing more.
@@ -161,8 +170,11 @@ async fn a_move(places: &mut Places, from: &str, to: &str) {
     assert_eq!(keys.iter().filter(|k| k.starts_with("/registry/old/")).count(), 500);
     assert!(now.current_revision().await.unwrap() > Revision(report.source_revision));
     let expiring = now.expiring(Revision(0)).await.unwrap();
-    assert!(matches!(&expiring[..], [(key, ends)] if &**key == "/registry/events/a"
-        && (30_000..90_000).contains(&ends.saturating_sub(moved::now_ms()))), "{from} to {to}: {expiring:?}");
+    assert!(
+        matches!(&expiring[..], [(key, ends)] if &**key == "/registry/events/a"
+        && (30_000..90_000).contains(&ends.saturating_sub(moved::now_ms()))),
+        "{from} to {to}: {expiring:?}"
+    );
     let found = check::check(&*now, &|_, _| Ok(()), |_| {}).await.unwrap();
     assert!(found.complaints.is_empty(), "{from} to {to}: {:?}", found.complaints);
     drop(now);
@@ -232,7 +244,8 @@ async fn a_backup_brings_everything_back_at_a_higher_revision() {
         let bump = if kind == "etcd" { 10 } else { 1_000_000 };
         let (_, revision) = backup::restore(&file[..], store.clone(), bump, |_| {}).await.unwrap();
         assert!(revision.0 >= 2_500 + bump, "{kind}: {revision}");
-        let sums = [Checksum::of(&*source, None, kind != "etcd").await, Checksum::of(&*store, None, kind != "etcd").await];
+        let sums =
+            [Checksum::of(&*source, None, kind != "etcd").await, Checksum::of(&*store, None, kind != "etcd").await];
         let [a, b] = sums.map(|sum| sum.unwrap().hex());
         assert_eq!(a, b, "{kind}");
         let old = store.changes("/registry/", Revision(2_400)).await.err();

@@ -1,0 +1,310 @@
+//! Two API servers on one store, Postgres and etcd: what one has acknowledged the other knows, nothing is given twice, and
+//! one after the other can be restarted without a client noticing.
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use coxswain_api::{Value, json};
+use coxswain_apiserver::request::User;
+use coxswain_apiserver::server::{Config, Server};
+use coxswain_storage::address::Address;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use parking_lot::RwLock;
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tower::ServiceExt;
+
+/// A database of the test's own, which ends with it.
+struct Backend {
+    address: String,
+    process: Child,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // Postgres' processes end with the first one only if that is asked to.
+        let _ = Command::new("kill").args(["-INT", &self.process.id().to_string()]).status();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) && matches!(self.process.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn etcd() -> Result<Backend> {
+    let directory = tempfile::tempdir()?;
+    let free = || anyhow::Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?);
+    let (client, peer) = (free()?, free()?);
+    let (url, peers) = (format!("http://{client}"), format!("http://{peer}"));
+    let process = Command::new("etcd")
+        .args(["--listen-client-urls", &url, "--advertise-client-urls", &url, "--listen-peer-urls", &peers])
+        .args(["--initial-advertise-peer-urls", &peers, "--initial-cluster", &format!("default={peers}")])
+        .arg("--data-dir")
+        .arg(directory.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("etcd")?;
+    Ok(Backend { address: format!("etcd://{client}"), process, _directory: directory })
+}
+
+/// Debian keeps the servers of each version apart.
+fn postgres_program(name: &str) -> Result<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").context("Postgres is not installed")?;
+    let mut found: Vec<PathBuf> = versions.flatten().map(|v| v.path().join("bin").join(name)).collect();
+    found.retain(|path| path.exists());
+    found.sort();
+    found.pop().context("Postgres is not installed")
+}
+
+/// Postgres refuses to run as root, so root runs it as the user that its package makes.
+fn as_postgres(program: PathBuf) -> Result<Command> {
+    let root = Command::new("id").arg("-u").output()?.stdout.starts_with(b"0\n");
+    if !root {
+        return Ok(Command::new(program));
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+    Ok(command)
+}
+
+fn postgres() -> Result<Backend> {
+    let directory = tempfile::tempdir()?;
+    Command::new("chown").arg("postgres").arg(directory.path()).status()?;
+    let data = directory.path().join("data");
+    let made = as_postgres(postgres_program("initdb")?)?
+        .args(["--username=coxswain", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-D"])
+        .arg(&data)
+        .stdout(Stdio::null())
+        .status()?;
+    ensure!(made.success());
+    let process = as_postgres(postgres_program("postgres")?)?
+        .args(["-c", "listen_addresses=", "-c", "shared_buffers=32MB", "-D"])
+        .args([&data, Path::new("-k"), directory.path()])
+        .stderr(Stdio::null())
+        .spawn()?;
+    let socket = directory.path().display().to_string().replace('/', "%2F");
+    Ok(Backend { address: format!("postgres://coxswain@{socket}/postgres"), process, _directory: directory })
+}
+
+async fn start(backend: &Backend, number: u8) -> Result<Server> {
+    let address = Address::parse(&backend.address)?;
+    let begun = Instant::now();
+    let storage = loop {
+        match address.open(Duration::from_secs(300)).await {
+            Ok(storage) => break storage,
+            Err(error) if begun.elapsed() > Duration::from_secs(40) => bail!("{error}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    };
+    let config = Config {
+        service_cluster_ip_range: "10.96.0.0/24".into(),
+        service_node_port_range: (30_000, 30_099),
+        advertise_address: [192, 0, 2, number].into(),
+        hostname: Some(format!("host-{number}")),
+        ..Config::default()
+    };
+    let mut server = Server::start(config, storage).await?;
+    server.ready().await;
+    Ok(server)
+}
+
+async fn send(server: &Server, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
+    let user = User { name: "admin".into(), groups: vec!["system:masters".into()], ..User::default() };
+    let body = Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default()));
+    let request = Request::builder().method(method).uri(path).header("content-type", "application/json").body(body)?;
+    let response = server.service_for(user).oneshot(request).await?;
+    let code = response.status().as_u16();
+    let bytes = response.into_body().collect().await?.to_bytes();
+    Ok((code, serde_json::from_slice(&bytes).unwrap_or_default()))
+}
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn map(name: &str) -> Value {
+    json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}, "data": {"k": "v"}})
+}
+
+async fn endpoints(server: &Server) -> Result<BTreeSet<String>> {
+    let (_, slice) =
+        send(server, "GET", "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes", None).await?;
+    let (_, endpoints) = send(server, "GET", "/api/v1/namespaces/default/endpoints/kubernetes", None).await?;
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let of_slice = slice["endpoints"].as_array().into_iter().flatten().map(|e| text(&e["addresses"][0])).collect();
+    let subsets = endpoints["subsets"][0]["addresses"].as_array().into_iter().flatten();
+    let of_endpoints: BTreeSet<String> = subsets.map(|a| text(&a["ip"])).collect();
+    ensure!(of_endpoints == of_slice, "{of_endpoints:?} and {of_slice:?}");
+    Ok(of_endpoints)
+}
+
+/// What the one has acknowledged, the other knows at once.
+async fn reads_are_consistent(servers: &[&Server; 2]) -> Result<()> {
+    for round in 0..40 {
+        let (here, there) = (servers[round % 2], servers[(round + 1) % 2]);
+        let name = format!("seen-{round}");
+        let (code, made) = send(here, "POST", MAPS, Some(&map(&name))).await?;
+        ensure!(code == 201, "{code} {made}");
+        let (code, read) = send(there, "GET", &format!("{MAPS}/{name}"), None).await?;
+        ensure!(code == 200 && read["metadata"] == made["metadata"], "round {round}: {code} {read}");
+        let (_, list) = send(there, "GET", MAPS, None).await?;
+        let names = list["items"].as_array().into_iter().flatten();
+        ensure!(names.filter(|o| o["metadata"]["name"] == *name).count() == 1, "round {round}: not in the list");
+        // From whatever the cache has; but never from before what is asked for.
+        let revision = made["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+        for query in ["resourceVersion=0".to_owned(), format!("resourceVersion={revision}")] {
+            let (code, list) = send(there, "GET", &format!("{MAPS}?{query}"), None).await?;
+            ensure!(code == 200, "{query}: {code} {list}");
+            let seen = list["items"].as_array().is_some_and(|l| l.iter().any(|o| o["metadata"]["name"] == *name));
+            ensure!(seen || query == "resourceVersion=0", "{query}: not in the list");
+        }
+        let (code, answer) = send(there, "DELETE", &format!("{MAPS}/{name}"), None).await?;
+        ensure!(code == 200, "{code} {answer}");
+        let (code, _) = send(here, "GET", &format!("{MAPS}/{name}"), None).await?;
+        ensure!(code == 404, "round {round}: {code} after the deletion");
+    }
+    Ok(())
+}
+
+/// Both servers give addresses and ports at the same time, out of ranges that are nearly used up.
+async fn nothing_is_given_twice(servers: &[&Server; 2]) -> Result<()> {
+    let services = "/api/v1/namespaces/default/services";
+    let create = |number: usize| async move {
+        let service = json!({
+            "kind": "Service", "apiVersion": "v1", "metadata": {"name": format!("s-{number}")},
+            "spec": {"type": "NodePort", "ports": [{"port": 80}]},
+        });
+        send(servers[number % 2], "POST", services, Some(&service)).await
+    };
+    let (mut addresses, mut ports) = (BTreeSet::new(), BTreeSet::new());
+    for answer in futures::future::join_all((0..90).map(create)).await {
+        let (code, service) = answer?;
+        ensure!(code == 201, "{code} {service}");
+        let address = service["spec"]["clusterIP"].as_str().context("an address")?.to_owned();
+        let port = service["spec"]["ports"][0]["nodePort"].as_i64().context("a port")?;
+        ensure!(addresses.insert(address.clone()), "{address} was given twice");
+        ensure!(ports.insert(port), "{port} was given twice");
+    }
+    Ok(())
+}
+
+type Slots = [RwLock<Option<Arc<Server>>>; 2];
+
+/// A client as any client library is: it turns to the other server when one has gone or says that it cannot.
+async fn persistently(
+    slots: &Slots,
+    turn: usize,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(u16, Value)> {
+    let mut last = None;
+    for attempt in 0..200 {
+        let server = slots[(turn + attempt) % 2].read().clone();
+        if let Some(server) = server {
+            let (code, answer) = send(&server, method, path, body).await?;
+            if !(code == 429 || code >= 500) {
+                return Ok((code, answer));
+            }
+            last = Some((code, answer));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    bail!("{method} {path} failed for good: {last:?}")
+}
+
+async fn restarts_are_not_noticed(backend: &Backend, servers: [Server; 2]) -> Result<[Server; 2]> {
+    let slots: Arc<Slots> = Arc::new(servers.map(|server| RwLock::new(Some(Arc::new(server)))));
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..6)
+        .map(|client| {
+            let (slots, stop) = (slots.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut count = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let name = format!("c{client}-{count}");
+                    let (code, answer) = persistently(&slots, count, "POST", MAPS, Some(&map(&name))).await?;
+                    // One that failed may have been done.
+                    ensure!(code == 201 || code == 409, "{code} {answer}");
+                    let path = format!("{MAPS}/{name}");
+                    let (code, answer) = persistently(&slots, count + 1, "GET", &path, None).await?;
+                    ensure!(code == 200, "{name} was acknowledged: {code} {answer}");
+                    count += 1;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Ok(count)
+            })
+        })
+        .collect();
+    for (slot, number) in slots.iter().zip(1..) {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut server = slot.write().take().context("the server")?;
+        server.begin_shutdown();
+        // Requests under way hold it for a moment.
+        let owned = loop {
+            match Arc::try_unwrap(server) {
+                Ok(owned) => break owned,
+                Err(shared) => server = shared,
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        owned.stop().await;
+        let other = slots[number as usize % 2].read().clone().context("the other server")?;
+        let left = endpoints(&other).await?;
+        ensure!(!left.contains(&format!("192.0.2.{number}")), "it has gone and is an endpoint still: {left:?}");
+        drop(other);
+        *slot.write() = Some(Arc::new(start(backend, number).await?));
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut requests = 0;
+    for client in clients {
+        requests += client.await??;
+    }
+    ensure!(requests > 20, "only {requests} rounds");
+    let slots = Arc::try_unwrap(slots).ok().context("nobody else has them")?;
+    let [Some(first), Some(second)] = slots.map(|slot| slot.into_inner().and_then(|s| Arc::try_unwrap(s).ok())) else {
+        bail!("the servers are still in use");
+    };
+    Ok([first, second])
+}
+
+async fn two_servers(backend: Backend) -> Result<()> {
+    let servers = [start(&backend, 1).await?, start(&backend, 2).await?];
+    let both: BTreeSet<String> = ["192.0.2.1".to_owned(), "192.0.2.2".to_owned()].into();
+    for server in &servers {
+        ensure!(endpoints(server).await? == both, "{:?}", endpoints(server).await?);
+    }
+    reads_are_consistent(&[&servers[0], &servers[1]]).await?;
+    nothing_is_given_twice(&[&servers[0], &servers[1]]).await?;
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases\
+                  ?labelSelector=apiserver.kubernetes.io/identity%3Dkube-apiserver";
+    let (_, list) = send(&servers[0], "GET", leases, None).await?;
+    let names = list["items"].as_array().into_iter().flatten();
+    let names: BTreeSet<_> = names.filter_map(|l| l["metadata"]["name"].as_str().map(str::to_owned)).collect();
+    let due = ["host-1", "host-2"].map(coxswain_apiserver::server::identity::name);
+    ensure!(names == due.into(), "{names:?}");
+    let [first, second] = restarts_are_not_noticed(&backend, servers).await?;
+    ensure!(endpoints(&first).await? == both);
+    second.stop().await;
+    ensure!(endpoints(&first).await?.len() == 1, "the one that ended is no endpoint any more");
+    first.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_on_one_postgres_are_as_one() -> Result<()> {
+    two_servers(postgres()?).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_on_one_etcd_are_as_one() -> Result<()> {
+    two_servers(etcd()?).await
+}
