@@ -40,7 +40,7 @@ pub struct ChangeRecord {
 }
 
 /// Written in revisions in which another store had a change that was not taken over.
-const GAP_KEY: &str = "/registry/coxswain/gap";
+pub const GAP_KEY: &str = "/registry/coxswain/gap";
 const GAP_FILLED_MAX: u64 = 1_000;
 
 /// What the commits of a group have done so far, before it is durable.

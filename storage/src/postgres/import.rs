@@ -6,7 +6,7 @@ use super::connection::error;
 use super::reads;
 use super::statements::{ADVANCE, COMPACTED, DELETE, LOAD, LOCK, NOTIFY, PUT, RECORD};
 use crate::Result;
-use crate::group::{Group, State};
+use crate::group::{GAP_KEY, Group, State};
 use crate::transfer::Import;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ pub async fn run(shared: &Shared, import: Import) -> Result<()> {
     let mut keys: Vec<&str> = import.entries.iter().map(|entry| &*entry.key).collect();
     keys.extend(import.commits.iter().flat_map(|c| &c.changes).map(|change| &*change.key));
     keys.extend(import.expiries.iter().map(|(key, _)| &**key));
+    keys.extend([GAP_KEY, crate::moved::KEY]);
     let states = client.query(LOAD, &[&keys]).await.map_err(failed)?;
     let states: HashMap<Arc<str>, State> = states.iter().map(state).collect();
     let load = |key: &str| Ok(states.get(key).cloned());
