@@ -26,8 +26,9 @@ impl Decoder {
             count(&self.encrypted);
             return Ok(());
         }
-        // What is not an object of the API: cluster IPs and ports that are taken, marks, masters' leases of a kind.
-        if key.contains("/coxswain/") || key.contains("/ranges/") || value.is_empty() {
+        // What is not an object of the API: cluster IPs and ports that are taken, marks, the leases of API servers.
+        let ours = ["/coxswain/", "/ranges/", "/masterleases/"].iter().any(|part| key.contains(part));
+        if ours || value.is_empty() {
             count(&self.other);
             return Ok(());
         }
