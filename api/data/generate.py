@@ -134,7 +134,7 @@ def schema(fields_path, names_path):
     def markers_of(text):
         return [m.strip() for m in re.split(r" ; ", text or "") if m.strip()]
 
-    def field(package, row, via):
+    def field(package, owner, row, via):
         markers = markers_of(row["markers"])
         one = lambda key: next((m[len(key) + 1:] for m in markers if m.startswith(key + "=")), None)
         gotype = typ(package, row["go_type"])
@@ -157,8 +157,7 @@ def schema(fields_path, names_path):
         elif one("+listType") == "atomic":
             attrs.append("list")
         # Defaults are for none and not for an empty one, and a refusal shows which it is.
-        owner = (package, row["type"], row["json_name"])
-        if owner in [("autoscaling.v2", "HPAScalingRules", "policies"), ("core.v1", "PersistentVolumeSpec", "capacity")]:
+        if (package, owner, row["json_name"]) in [("autoscaling.v2", "HPAScalingRules", "policies"), ("core.v1", "PersistentVolumeSpec", "capacity")]:
             attrs.append("keep")
         if one("+mapType") == "atomic" or one("+structType") == "atomic":
             attrs.append("atomic")
@@ -196,7 +195,7 @@ def schema(fields_path, names_path):
                 inner = via + ((row["proto_number"],) if row["proto_number"] else ())
                 yield from flatten(p, n, inner)
             elif row["json_name"] and row["json_name"] != "-":
-                yield field(package, row, via)
+                yield field(package, name, row, via)
 
     out = []
     w = out.append
@@ -205,7 +204,8 @@ def schema(fields_path, names_path):
     w("# structs (NAME [kind] [atomic] MARKERS), each followed by its fields, tab-separated, in the order of encoding:")
     w("#   json name, Go type, protobuf number (OUTER/INNER where the field sits in an embedded message), attributes, markers.")
     w("# Attributes: e omitempty, z omitzero, r required, o +optional, list/set/keys=A,B list type, atomic, merge/replace/retainKeys")
-    w("# and by=KEY for strategic merge, d=JSON default, wrapped for a list that protobuf wraps in a message.")
+    w("# and by=KEY for strategic merge, d=JSON default, wrapped for a list that protobuf wraps in a message,")
+    w("# keep for a list or map of which an empty one is not the same as none as long as defaults are not set.")
     for p in sorted(packages):
         path = packages[p]
         group, version = p.rsplit(".", 1) if "." in p else (p, "")
