@@ -9,7 +9,7 @@ use crate::request::User;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use coxswain_api::Status;
-use remembered::{Remembered, fingerprint};
+use remembered::{Held, Remembered, fingerprint};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -35,11 +35,21 @@ pub const MASTERS: &str = "system:masters";
 pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 /// What the connection itself says of the caller.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Peer {
     pub address: Option<std::net::SocketAddr>,
     /// The certificate chain that the client presented, leaf first, DER. Verified only by an authenticator.
     pub certificates: Vec<Vec<u8>>,
+    /// Whom the chain names.
+    user: Held<Result<Option<Arc<User>>, Refused>>,
+    /// The common name, if the chain is one of a front proxy.
+    proxy: Held<Result<Option<Arc<str>>, Refused>>,
+}
+
+impl Peer {
+    pub fn new(address: Option<std::net::SocketAddr>, certificates: Vec<Vec<u8>>) -> Self {
+        Self { address, certificates, ..Self::default() }
+    }
 }
 
 /// One way of knowing a caller; they are asked in turn.
@@ -180,10 +190,10 @@ impl Authentication {
     }
 
     /// Who sends this request. `Err` is the answer 401, which never says why; the reason is logged.
-    pub async fn authenticate(&self, request: &http::request::Parts, peer: &Peer) -> Result<User, Status> {
+    pub async fn authenticate(&self, request: &http::request::Parts, peer: &Peer) -> Result<Arc<User>, Status> {
         match self.identify(request, peer).await {
-            Ok(Some(user)) => Ok(with_authenticated_group(user)),
-            Ok(None) if self.anonymous => Ok(anonymous()),
+            Ok(Some(user)) => Ok(user),
+            Ok(None) if self.anonymous => Ok(Arc::new(anonymous())),
             Ok(None) => Err(Status::unauthorized()),
             Err(refused) => {
                 tracing::debug!(%refused, "unable to authenticate the request");
@@ -192,17 +202,19 @@ impl Authentication {
         }
     }
 
-    async fn identify(&self, request: &http::request::Parts, peer: &Peer) -> Result<Option<User>, Refused> {
+    async fn identify(&self, request: &http::request::Parts, peer: &Peer) -> Result<Option<Arc<User>>, Refused> {
         let mut refusals = Vec::new();
         if let Some(authenticator) = &self.request_header {
             match authenticator.authenticate(request, peer) {
-                Ok(Some(user)) => return Ok(Some(user)),
+                Ok(Some(user)) => return Ok(Some(Arc::new(with_authenticated_group(user)))),
                 Ok(None) => {}
                 Err(e) => refusals.push(e),
             }
         }
         if let Some(authenticator) = &self.x509 {
-            match authenticator.load().authenticate(peer) {
+            let authenticator = authenticator.load_full();
+            let judge = || Ok(authenticator.authenticate(peer)?.map(|user| Arc::new(with_authenticated_group(user))));
+            match peer.user.get_or(Arc::as_ptr(&authenticator).addr(), judge) {
                 Ok(Some(user)) => return Ok(Some(user)),
                 Ok(None) => {}
                 Err(e) => refusals.push(e),
@@ -210,7 +222,7 @@ impl Authentication {
         }
         if let Some(token) = bearer_token(&request.headers) {
             match self.authenticate_token(&token, &self.audiences).await {
-                Ok(found) => return Ok(Some(found.user)),
+                Ok(found) => return Ok(Some(Arc::new(found.user))),
                 Err(e) => refusals.push(e),
             }
         }
@@ -243,8 +255,8 @@ impl Authentication {
 #[async_trait]
 impl Authenticator for Authentication {
     async fn authenticate(&self, request: &http::request::Parts, peer: &Peer) -> Result<Option<User>, Refused> {
-        let found = self.identify(request, peer).await?.map(with_authenticated_group);
-        Ok(found.or_else(|| self.anonymous.then(anonymous)))
+        let found = self.identify(request, peer).await?;
+        Ok(found.map(|user| (*user).clone()).or_else(|| self.anonymous.then(anonymous)))
     }
 }
 

@@ -152,7 +152,7 @@ impl Front {
         let bytes = match answer.body() {
             Body::Full(bytes) => Some(bytes.len()),
             Body::Empty => Some(0),
-            Body::Stream(_) => None,
+            _ => None,
         };
         self.metrics.observe(&seen, answer.status().as_u16(), started.elapsed(), bytes);
         if accept_gzip { compressed(answer) } else { answer }
@@ -184,7 +184,7 @@ impl Front {
             Caller::Peer(peer) => {
                 let asked: BoxFuture<'_, _> = Box::pin(self.authentication.authenticate(&parts, &peer));
                 match asked.await {
-                    Ok(user) => Arc::new(user),
+                    Ok(user) => user,
                     Err(status) => return refusal(&status, accepted),
                 }
             }

@@ -86,6 +86,18 @@ pub fn from_target(target: Target, user_agent: String) -> Result<Client, Error> 
     Ok(Client::new(transport::Remote::new(target, user_agent)?, namespace))
 }
 
+/// TLS towards a server under an identity, for those who speak HTTP themselves.
+pub fn tls_config(target: &Target, protocols: &[&[u8]]) -> Result<rustls::ClientConfig, Error> {
+    tls::config(&target.cluster, &target.identity, protocols)
+}
+
+/// The headers that say who asks, where it is not the certificate that does.
+pub fn identity_headers(target: &Target) -> Result<http::HeaderMap, Error> {
+    let mut headers = http::HeaderMap::new();
+    transport::Credentials::new(target.identity.clone())?.apply(&mut headers);
+    Ok(headers)
+}
+
 /// The same client under another user agent, up to whose first `/` a server names the manager of the fields it writes.
 pub fn with_user_agent(client: Client, user_agent: &str) -> Client {
     let value = http::HeaderValue::from_str(user_agent).unwrap_or(http::HeaderValue::from_static("coxswain"));

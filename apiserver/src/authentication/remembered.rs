@@ -38,6 +38,27 @@ impl<T: Clone> Remembered<T> {
     }
 }
 
+/// A verdict on what a connection carries, kept with the connection: found without hashing anything.
+#[derive(Debug)]
+pub(super) struct Held<T>(parking_lot::Mutex<Option<(Instant, usize, T)>>);
+
+impl<T> Default for Held<T> {
+    fn default() -> Self {
+        Self(Default::default())
+    }
+}
+
+impl<T: Clone> Held<T> {
+    /// `judge_id` tells judges apart: a new one, such as after authorities were replaced, judges anew.
+    pub(super) fn get_or(&self, judge_id: usize, judge: impl FnOnce() -> T) -> T {
+        let mut held = self.0.lock();
+        match &*held {
+            Some((since, id, verdict)) if *id == judge_id && since.elapsed() < LIFETIME => verdict.clone(),
+            _ => held.insert((Instant::now(), judge_id, judge())).2.clone(),
+        }
+    }
+}
+
 /// Each part with its length, so that no two lists of parts look the same.
 pub(super) fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Fingerprint {
     use sha2::Digest;

@@ -4,6 +4,7 @@ use super::x509::{self, ClientCertificates};
 use super::{ConfigError, Peer, Refused, read};
 use crate::request::User;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -34,9 +35,12 @@ impl RequestHeader {
 
     /// Headers of anyone but a proxy of the right authority and name are ignored or refused, never believed.
     pub fn authenticate(&self, request: &http::request::Parts, peer: &Peer) -> Result<Option<User>, Refused> {
-        let Some(leaf) = self.proxies.verify(peer)? else { return Ok(None) };
-        let name = x509::common_name(leaf)?;
-        if !self.config.allowed_names.is_empty() && !self.config.allowed_names.contains(&name) {
+        let judge = || match self.proxies.verify(peer)? {
+            Some(leaf) => Ok(Some(Arc::from(x509::common_name(leaf)?))),
+            None => Ok(None),
+        };
+        let Some(name) = peer.proxy.get_or(0, judge)? else { return Ok(None) };
+        if !self.config.allowed_names.is_empty() && !self.config.allowed_names.iter().any(|n| **n == *name) {
             return Err(Refused(format!("x509: subject with cn={name} is not in the allowed list")));
         }
         Ok(self.user(&request.headers))

@@ -132,7 +132,7 @@ mod tests {
         let (pem, ours) = authority("ours");
         let (_, other) = authority("other");
         let certificates = ClientCertificates::new(pem.as_bytes()).unwrap();
-        let check = |der: Vec<u8>| certificates.authenticate(&Peer { address: None, certificates: vec![der] });
+        let check = |der: Vec<u8>| certificates.authenticate(&Peer::new(None, vec![der]));
         let user = check(client(&ours, ExtendedKeyUsagePurpose::ClientAuth, 1)).unwrap().unwrap();
         assert_eq!((user.name.as_str(), user.groups.as_slice()), ("alice", &["system:masters".to_owned()][..]));
         assert!(user.extra[CREDENTIAL_ID][0].starts_with("X509SHA256="));

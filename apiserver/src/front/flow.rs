@@ -36,7 +36,7 @@ struct Schemas {
 struct Schema {
     uid: HeaderValue,
     level_uid: HeaderValue,
-    rules: Vec<Value>,
+    rules: Vec<Rule>,
 }
 
 impl Flow {
@@ -67,7 +67,7 @@ impl Flow {
     /// The uids of the flow schema and the priority level of a request.
     pub fn classify(&self, resources: &Resources, user: &User, info: &RequestInfo) -> (HeaderValue, HeaderValue) {
         let schemas = self.schemas(resources);
-        let found = schemas.list.iter().find(|s| s.rules.iter().any(|r| matches(r, user, info)));
+        let found = schemas.list.iter().find(|s| s.rules.iter().any(|r| r.matches(user, info)));
         match found {
             Some(schema) => (schema.uid.clone(), schema.level_uid.clone()),
             None => (HeaderValue::from_static(""), HeaderValue::from_static("")),
@@ -105,7 +105,7 @@ impl Flow {
                     let level = tree.pointer("/spec/priorityLevelConfiguration/name").and_then(Value::as_str);
                     let level_uid = level_uids.iter().find(|(n, _)| Some(n.as_str()) == level).map(|(_, u)| u.clone());
                     let precedence = tree.pointer("/spec/matchingPrecedence").and_then(Value::as_i64).unwrap_or(1000);
-                    let rules = tree.pointer("/spec/rules").and_then(Value::as_array).cloned().unwrap_or_default();
+                    let rules = items(&tree["spec"], "rules").map(Rule::parse).collect();
                     let level_uid = level_uid.unwrap_or(HeaderValue::from_static(""));
                     (precedence, o.name().to_owned(), Schema { uid: uid(&tree), level_uid, rules })
                 })
@@ -117,46 +117,138 @@ impl Flow {
     }
 }
 
-/// Whether one rule of a flow schema matches: its subjects, and what is asked.
-fn matches(rule: &Value, user: &User, info: &RequestInfo) -> bool {
-    let list = |value: &Value, field: &str| value.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
-    let text = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let subject = list(rule, "subjects").iter().any(|subject| match text(subject, "/kind").as_str() {
-        "User" => matches!(text(subject, "/user/name").as_str(), name if name == "*" || name == user.name),
-        "Group" => matches!(text(subject, "/group/name").as_str(), name if name == "*" || user.in_group(name)),
-        "ServiceAccount" => {
-            let (namespace, name) = (text(subject, "/serviceAccount/namespace"), text(subject, "/serviceAccount/name"));
-            let own = user.name.strip_prefix("system:serviceaccount:").and_then(|u| u.split_once(':'));
-            own.is_some_and(|(ns, n)| ns == namespace && (name == "*" || name == n))
+/// One rule of a flow schema, read once so that a request costs comparisons only.
+struct Rule {
+    subjects: Vec<Subject>,
+    resources: Vec<ResourceRule>,
+    paths: Vec<PathRule>,
+}
+
+enum Subject {
+    User(Names),
+    Group(Names),
+    ServiceAccount { namespace: String, name: Names },
+}
+
+struct ResourceRule {
+    verbs: Names,
+    groups: Names,
+    resources: Names,
+    cluster: bool,
+    namespaces: Names,
+}
+
+struct PathRule {
+    verbs: Names,
+    patterns: Vec<String>,
+}
+
+/// Names that a rule lists, of which `*` is any.
+struct Names {
+    any: bool,
+    list: Vec<String>,
+}
+
+impl Names {
+    fn of(names: impl Iterator<Item = String>) -> Self {
+        let list: Vec<String> = names.collect();
+        Self { any: list.iter().any(|n| n == "*"), list }
+    }
+
+    fn one(value: &Value, path: &str) -> Self {
+        Self::of(std::iter::once(text(value, path).to_owned()))
+    }
+
+    fn listed(value: &Value, field: &str) -> Self {
+        Self::of(items(value, field).filter_map(Value::as_str).map(str::to_owned))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.any || self.list.iter().any(|n| n == name)
+    }
+
+    /// Whether `resource/subresource` is listed, or the resource where there is no subresource.
+    fn has_resource(&self, resource: &str, subresource: &str) -> bool {
+        if subresource.is_empty() {
+            return self.has(resource);
         }
-        _ => false,
-    });
-    if !subject {
-        return false;
+        self.any || self.list.iter().any(|n| n.split_once('/') == Some((resource, subresource)))
     }
-    let has = |rule: &Value, field: &str, wanted: &str| {
-        list(rule, field).iter().any(|v| matches!(v.as_str(), Some(v) if v == "*" || v == wanted))
-    };
-    if info.is_resource {
-        let resource = match info.subresource.as_str() {
-            "" => info.resource.clone(),
-            sub => format!("{}/{sub}", info.resource),
+}
+
+fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    value.get(field).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn text<'a>(value: &'a Value, path: &str) -> &'a str {
+    value.pointer(path).and_then(Value::as_str).unwrap_or_default()
+}
+
+impl Rule {
+    fn parse(rule: &Value) -> Self {
+        let subject = |s: &Value| match text(s, "/kind") {
+            "User" => Some(Subject::User(Names::one(s, "/user/name"))),
+            "Group" => Some(Subject::Group(Names::one(s, "/group/name"))),
+            "ServiceAccount" => Some(Subject::ServiceAccount {
+                namespace: text(s, "/serviceAccount/namespace").to_owned(),
+                name: Names::one(s, "/serviceAccount/name"),
+            }),
+            _ => None,
         };
-        return list(rule, "resourceRules").iter().any(|r| {
-            let place = if info.namespace.is_empty() {
-                r.get("clusterScope").and_then(Value::as_bool).unwrap_or(false)
-            } else {
-                has(r, "namespaces", &info.namespace)
-            };
-            place && has(r, "verbs", &info.verb) && has(r, "apiGroups", &info.group) && has(r, "resources", &resource)
-        });
+        let resource = |r: &Value| ResourceRule {
+            verbs: Names::listed(r, "verbs"),
+            groups: Names::listed(r, "apiGroups"),
+            resources: Names::listed(r, "resources"),
+            cluster: r.get("clusterScope").and_then(Value::as_bool).unwrap_or(false),
+            namespaces: Names::listed(r, "namespaces"),
+        };
+        let path = |r: &Value| PathRule {
+            verbs: Names::listed(r, "verbs"),
+            patterns: items(r, "nonResourceURLs").filter_map(Value::as_str).map(str::to_owned).collect(),
+        };
+        Self {
+            subjects: items(rule, "subjects").filter_map(subject).collect(),
+            resources: items(rule, "resourceRules").map(resource).collect(),
+            paths: items(rule, "nonResourceRules").map(path).collect(),
+        }
     }
-    list(rule, "nonResourceRules").iter().any(|r| {
-        let path = list(r, "nonResourceURLs").iter().filter_map(Value::as_str).any(|pattern| {
-            pattern == "*"
-                || pattern == info.path
-                || pattern.strip_suffix('*').is_some_and(|prefix| info.path.starts_with(prefix))
-        });
-        path && has(r, "verbs", &info.verb)
-    })
+
+    /// Whether the subjects are meant, and what is asked.
+    fn matches(&self, user: &User, info: &RequestInfo) -> bool {
+        if !self.subjects.iter().any(|s| s.is(user)) {
+            return false;
+        }
+        if info.is_resource {
+            return self.resources.iter().any(|r| {
+                let place =
+                    if info.namespace.is_empty() { r.cluster } else { r.namespaces.has(&info.namespace) };
+                place
+                    && r.verbs.has(&info.verb)
+                    && r.groups.has(&info.group)
+                    && r.resources.has_resource(&info.resource, &info.subresource)
+            });
+        }
+        self.paths.iter().any(|r| {
+            let covers = |pattern: &String| {
+                pattern == "*"
+                    || *pattern == info.path
+                    || pattern.strip_suffix('*').is_some_and(|prefix| info.path.starts_with(prefix))
+            };
+            r.patterns.iter().any(covers) && r.verbs.has(&info.verb)
+        })
+    }
+}
+
+impl Subject {
+    fn is(&self, user: &User) -> bool {
+        match self {
+            Subject::User(names) => names.has(&user.name),
+            Subject::Group(names) => names.any || user.groups.iter().any(|g| names.has(g)),
+            Subject::ServiceAccount { namespace, name } => user
+                .name
+                .strip_prefix("system:serviceaccount:")
+                .and_then(|u| u.split_once(':'))
+                .is_some_and(|(ns, n)| ns == namespace && name.has(n)),
+        }
+    }
 }

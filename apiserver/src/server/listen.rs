@@ -88,7 +88,7 @@ async fn connection(
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificates = certificates.iter().map(|c| c.as_ref().to_vec()).collect();
-    let caller = Caller::Peer(Arc::new(Peer { address: Some(address), certificates }));
+    let caller = Caller::Peer(Arc::new(Peer::new(Some(address), certificates)));
     let mut shutdown = front.shutdown.clone();
     let go_away = Arc::new(tokio::sync::Notify::new());
     let ask = go_away.clone();

@@ -131,7 +131,7 @@ impl Inner {
 }
 
 /// The headers that say who asks.
-struct Credentials {
+pub(super) struct Credentials {
     fixed: Vec<(HeaderName, HeaderValue)>,
     token_file: Option<std::path::PathBuf>,
     /// The header made from the token file, and when it was read.
@@ -139,7 +139,7 @@ struct Credentials {
 }
 
 impl Credentials {
-    fn new(identity: Identity) -> Result<Self, Error> {
+    pub(super) fn new(identity: Identity) -> Result<Self, Error> {
         let mut fixed = Vec::new();
         let mut add = |name: HeaderName, value: &str| -> Result<(), Error> {
             let mut value = HeaderValue::from_str(value).map_err(|error| Error::Invalid(error.to_string()))?;
@@ -164,7 +164,7 @@ impl Credentials {
         Ok(Self { fixed, token_file: identity.token_file, token: Mutex::new(None) })
     }
 
-    fn apply(&self, headers: &mut http::HeaderMap) {
+    pub(super) fn apply(&self, headers: &mut http::HeaderMap) {
         for (name, value) in &self.fixed {
             headers.append(name.clone(), value.clone());
         }
