@@ -3,24 +3,26 @@
 //! The common form, JSON of the hub version, is bytes that exist already: they are handed out or spliced together. Any other
 //! form is made of the tree on demand, and kept beside the object where several clients are likely to want it.
 
+pub(crate) mod blocks;
+pub(crate) mod spliced;
+
 use crate::negotiate::{Accepted, Media, Shape};
 use crate::registry::options::Query;
 use crate::registry::table;
 use crate::resources::Served;
 use crate::respond::{Answer, Body, answer, json_line, pretty_line};
 use crate::store::Object;
-use crate::store::object::Form;
+use crate::store::forms::Form;
 use bytes::{Bytes, BytesMut};
-use coxswain_api::schema::StructRef;
+use coxswain_api::schema::{self, StructRef};
 use coxswain_api::{Map, Status, Value, json};
 use coxswain_storage::Revision;
 use http::StatusCode;
+use spliced::{Items, Spliced};
 use std::sync::Arc;
 
 /// Lists above this size are made while they are sent.
 const STREAM_BYTES_MIN: usize = 512 * 1024;
-/// About the size of a piece of a streamed list.
-const PIECE_BYTES: usize = 128 * 1024;
 
 /// `metav1.ListMeta`.
 #[derive(Clone, Debug, Default)]
@@ -107,17 +109,21 @@ impl Encoder {
         if self.served.is_hub() {
             return Ok(object.json_bytes());
         }
-        let form = Form { version: self.version(), media: "json", shape: "object" };
-        object.form(form, || {
+        object.form(&self.form("json", "object"), || {
             let mut out = Vec::new();
             crate::convert::write(&self.tree(object)?, self.schema(), &mut out);
             Ok(out.into())
         })
     }
 
-    fn version(&self) -> Arc<str> {
+    fn form(&self, media: &'static str, shape: &'static str) -> Form {
         // Group and version: events are served by two groups.
-        self.served.ty.group_version.api_version().into()
+        Form { version: self.served.ty.group_version.api_version().into(), media, shape }
+    }
+
+    /// An object's whole document in protobuf.
+    fn document(&self, object: &Object, form: &Form) -> Result<Bytes, Status> {
+        object.form(form, || self.whole(&self.tree(object)?))
     }
 
     /// The answer that carries one object.
@@ -130,8 +136,7 @@ impl Encoder {
         match self.accepted.shape {
             Shape::Object if self.is_plain() => Ok(object.line()),
             Shape::Object if self.accepted.media == Media::Protobuf => {
-                let form = Form { version: self.version(), media: "protobuf", shape: "object" };
-                object.form(form, || self.whole(&self.tree(object)?))
+                self.document(object, &self.form("protobuf", "object"))
             }
             Shape::Object => self.whole(&self.tree(object)?),
             Shape::Partial(version) if self.accepted.media == Media::Json && !self.accepted.pretty => {
@@ -183,22 +188,27 @@ impl Encoder {
         }
     }
 
+    /// Whether lists are spliced of bytes that exist already.
+    pub fn splices(&self) -> bool {
+        self.is_plain() && !matches!(self.accepted.shape, Shape::Table(_))
+    }
+
     /// The answer that carries a list.
     pub fn list(&self, objects: Vec<Arc<Object>>, meta: &ListMeta) -> Result<Answer, Status> {
         let content_type = self.accepted.media.content_type();
         let streamable = self.accepted.media == Media::Json && !self.accepted.pretty;
         match self.accepted.shape {
             Shape::Object if streamable => {
-                let kind = &*self.served.ty.list_kind;
-                let items = Items::Objects;
-                Ok(self.spliced(objects, meta, kind, &self.served.ty.group_version.api_version(), items))
+                Ok(self.spliced(Spliced::json(self, objects, meta, Items::Objects)))
+            }
+            Shape::Object if self.accepted.media == Media::Protobuf && self.has_list_schema() => {
+                Ok(self.spliced(Spliced::protobuf(self, objects, meta)?))
             }
             Shape::Partial(version) | Shape::PartialList(version) if streamable => {
                 if let Shape::Partial(_) = self.accepted.shape {
                     return Err(self.not_one());
                 }
-                let items = Items::Partial(version);
-                Ok(self.spliced(objects, meta, "PartialObjectMetadataList", version, items))
+                Ok(self.spliced(Spliced::json(self, objects, meta, Items::Partial(version))))
             }
             Shape::Partial(_) => Err(self.not_one()),
             Shape::Object => {
@@ -250,61 +260,20 @@ impl Encoder {
         Status::new(406, "NotAcceptable", message)
     }
 
-    /// A JSON list of spliced items: at once if it is small, else while it is sent.
-    fn spliced(&self, objects: Vec<Arc<Object>>, meta: &ListMeta, kind: &str, version: &str, items: Items) -> Answer {
-        let mut head = Vec::with_capacity(256);
-        head.extend_from_slice(b"{\"kind\":\"");
-        head.extend_from_slice(kind.as_bytes());
-        head.extend_from_slice(b"\",\"apiVersion\":\"");
-        head.extend_from_slice(version.as_bytes());
-        head.extend_from_slice(b"\",\"metadata\":{\"resourceVersion\":\"");
-        head.extend_from_slice(meta.revision.to_string().as_bytes());
-        head.push(b'"');
-        // Lists of custom resources always say where they go on, if only with nothing.
-        let empty = (self.served.custom && matches!(items, Items::Objects)).then_some("");
-        if let Some(token) = meta.continue_token.as_deref().or(empty) {
-            head.extend_from_slice(b",\"continue\":\"");
-            head.extend_from_slice(token.as_bytes());
-            head.push(b'"');
-        }
-        if let Some(remaining) = meta.remaining {
-            head.extend_from_slice(format!(",\"remainingItemCount\":{remaining}").as_bytes());
-        }
-        head.extend_from_slice(b"},\"items\":[");
-        let size: usize = objects.iter().map(|o| o.size()).sum();
+    /// Whether lists of this kind have a protobuf form of their own.
+    fn has_list_schema(&self) -> bool {
+        let ty = &self.served.ty;
+        schema::builtin().kind(&ty.group_version.group, &ty.group_version.version, &ty.list_kind).is_some()
+    }
+
+    /// At once if it is small, else while it is sent.
+    fn spliced(&self, list: Spliced) -> Answer {
         let content_type = self.accepted.media.content_type();
-        if size < STREAM_BYTES_MIN {
-            head.reserve(size);
-            for (i, object) in objects.iter().enumerate() {
-                if i > 0 {
-                    head.push(b',');
-                }
-                self.write_item(object, items, &mut head);
-            }
-            head.extend_from_slice(b"]}\n");
-            return answer(StatusCode::OK, content_type, head);
+        if list.size() < STREAM_BYTES_MIN {
+            return answer(StatusCode::OK, content_type, list.whole());
         }
-        let encoder = self.clone();
-        let mut left = objects.into_iter().enumerate();
-        let mut piece = Some(head);
-        let stream = std::iter::from_fn(move || {
-            let mut out = piece.take()?;
-            out.reserve(PIECE_BYTES);
-            while out.len() < PIECE_BYTES {
-                let Some((i, object)) = left.next() else {
-                    out.extend_from_slice(b"]}\n");
-                    return Some(Ok(Bytes::from(out)));
-                };
-                if i > 0 {
-                    out.push(b',');
-                }
-                encoder.write_item(&object, items, &mut out);
-            }
-            piece = Some(Vec::new());
-            Some(Ok(Bytes::from(out)))
-        });
         let mut response = answer(StatusCode::OK, content_type, Bytes::new());
-        *response.body_mut() = Body::Stream(Box::pin(futures::stream::iter(stream)));
+        *response.body_mut() = Body::List(Box::new(list));
         response
     }
 
@@ -462,12 +431,6 @@ impl Encoder {
             Media::Yaml => Err(Status::new(406, "NotAcceptable", "watch streams are not offered as application/yaml")),
         }
     }
-}
-
-#[derive(Clone, Copy)]
-enum Items {
-    Objects,
-    Partial(&'static str),
 }
 
 /// `PartialObjectMetadata` around the bytes of a metadata.

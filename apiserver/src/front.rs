@@ -389,7 +389,8 @@ fn compressed(answer: Answer) -> Answer {
                 async move { keep }
             })))
         }
-        Body::Empty => Body::Empty,
+        Body::List(list) => Body::CompressedList(Box::new(list.compressed())),
+        other => other,
     };
     Answer::from_parts(parts, body)
 }

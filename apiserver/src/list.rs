@@ -24,6 +24,9 @@ const CONTINUE_TOO_OLD: &str = "The provided continue parameter is too old to di
      modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 const LIST_TOO_OLD: &str = "The resourceVersion for the provided list is too old.";
 
+/// Lists of so many objects that must be encoded anew are made on a thread of their own.
+const BLOCKING_MIN: usize = 100;
+
 /// `metav1.ListOptions`, read and checked.
 #[derive(Clone, Debug, Default)]
 pub struct ListOptions {
@@ -470,7 +473,12 @@ pub fn select(
 /// Serves a list.
 pub async fn list(encoder: Encoder, store: &Store, options: &ListOptions) -> Result<Answer, Status> {
     let page = page(store, options).await?;
-    encoder.list(page.objects, &page.meta)
+    if encoder.splices() || page.objects.len() < BLOCKING_MIN {
+        return encoder.list(page.objects, &page.meta);
+    }
+    // Encoding many objects takes a thread for long: one that no other request waits for.
+    let encoded = tokio::task::spawn_blocking(move || encoder.list(page.objects, &page.meta)).await;
+    encoded.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
 }
 
 /// Reads one object: fresh, unless the client names a version it is content with.

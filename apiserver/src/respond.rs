@@ -1,5 +1,6 @@
 //! Answers: bodies, statuses, and objects in the form that was negotiated.
 
+use crate::encode::spliced::{Compressed, Spliced};
 use crate::negotiate::{Accepted, Media};
 use bytes::Bytes;
 use coxswain_api::{Status, Value};
@@ -18,6 +19,9 @@ pub enum Body {
     Full(Bytes),
     /// Made while it is sent. Ends the connection where it fails, as nothing can be taken back.
     Stream(BoxStream<'static, std::io::Result<Bytes>>),
+    /// A long list, made while it is sent.
+    List(Box<Spliced>),
+    CompressedList(Box<Compressed>),
 }
 
 impl http_body::Body for Body {
@@ -34,6 +38,8 @@ impl http_body::Body for Body {
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
             Body::Stream(stream) => stream.as_mut().poll_next(cx).map(|next| next.map(|r| r.map(Frame::data))),
+            Body::List(list) => Poll::Ready(list.next_piece().map(|piece| Ok(Frame::data(piece)))),
+            Body::CompressedList(list) => Poll::Ready(list.next_piece().map(|piece| Ok(Frame::data(piece)))),
         }
     }
 
@@ -41,7 +47,7 @@ impl http_body::Body for Body {
         match self {
             Body::Empty => true,
             Body::Full(bytes) => bytes.is_empty(),
-            Body::Stream(_) => false,
+            Body::Stream(_) | Body::List(_) | Body::CompressedList(_) => false,
         }
     }
 
@@ -49,7 +55,7 @@ impl http_body::Body for Body {
         match self {
             Body::Empty => SizeHint::with_exact(0),
             Body::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Body::Stream(_) => SizeHint::default(),
+            Body::Stream(_) | Body::List(_) | Body::CompressedList(_) => SizeHint::default(),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! read, so the bytes of an object version are made exactly once. The [`value`] stored is that JSON, or what [`Layout`]
 //! says. Reads come from the [`Cache`] once it has reached the store's revision.
 
+pub mod forms;
 pub mod layout;
 pub mod metrics;
 pub mod object;

@@ -99,6 +99,25 @@ pub fn encode_envelope(api_version: &str, kind: &str, out: &mut Vec<u8>, write: 
     encode::bytes(4, b"", out);
 }
 
+/// What an envelope has after its message: no content encoding, no content type.
+pub const ENVELOPE_END: &[u8] = &[3 << 3 | 2, 0, 4 << 3 | 2, 0];
+
+/// Appends the beginning of an envelope whose message, of so many bytes, is still to come. [`ENVELOPE_END`] follows it.
+pub fn begin_envelope(api_version: &str, kind: &str, message_len: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(&PREFIX);
+    encode::nested(1, out, |out| {
+        encode::bytes(1, api_version.as_bytes(), out);
+        encode::bytes(2, kind.as_bytes(), out);
+    });
+    out.push(2 << 3 | 2);
+    encode::varint(message_len as u64, out);
+}
+
+/// How many bytes [`encode_bytes_field`] appends for so many.
+pub fn bytes_field_len(number: u32, len: usize) -> usize {
+    encode::varint_len(u64::from(number) << 3) + encode::varint_len(len as u64) + len
+}
+
 /// Appends the bare message of an object, without apiVersion and kind.
 pub fn encode_message(value: &Value, schema: &StructRef, out: &mut Vec<u8>) {
     encode::message(value, schema, out);

@@ -1,11 +1,13 @@
 //! One version of one object: its bytes, and the few facts that selectors and indexes need.
 
+use super::forms::{Form, Forms};
 use crate::registry::resource::Resource;
 use bytes::Bytes;
 use coxswain_api::Value;
 use coxswain_api::schema::StructRef;
 use coxswain_storage::Revision;
 use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// An immutable version of an object, shared by the cache, lists, watches and answers.
@@ -25,15 +27,9 @@ pub struct Object {
     /// The tree, as long as somebody reads it.
     tree: Mutex<Weak<Value>>,
     /// Other encodings, made on first demand.
-    forms: Mutex<Vec<(Form, Bytes)>>,
-}
-
-/// Which encoding of an object version: served version, media type, and a tag of the shape (object, metadata only).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Form {
-    pub version: Arc<str>,
-    pub media: &'static str,
-    pub shape: &'static str,
+    forms: Forms,
+    /// No other object of this process has it.
+    id: u64,
 }
 
 impl Object {
@@ -70,7 +66,8 @@ impl Object {
             fields,
             stale: false,
             tree: Mutex::new(Weak::new()),
-            forms: Mutex::default(),
+            forms: Forms::default(),
+            id: next_id(),
         }
     }
 
@@ -90,7 +87,8 @@ impl Object {
             fields: self.fields.clone(),
             stale: self.stale,
             tree: Mutex::new(Weak::new()),
-            forms: Mutex::default(),
+            forms: Forms::default(),
+            id: next_id(),
         }
     }
 
@@ -166,15 +164,19 @@ impl Object {
             .expect("the bytes of an object were made by an encoder or parsed before")
     }
 
-    /// Another encoding, made by `make` the first time.
-    pub fn form<E>(&self, form: Form, make: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
-        if let Some((_, bytes)) = self.forms.lock().iter().find(|(f, _)| *f == form) {
-            return Ok(bytes.clone());
+    /// Another encoding, made by `make` where it is not kept.
+    pub fn form<E>(&self, form: &Form, make: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
+        if let Some(bytes) = self.forms.get(form) {
+            return Ok(bytes);
         }
-        // Made outside of the lock: two askers may both make it, which is only a waste.
         let bytes = make()?;
-        self.forms.lock().push((form, bytes.clone()));
+        self.forms.put(form, &bytes);
         Ok(bytes)
+    }
+
+    /// Tells this version of this object from everything else that this process has seen.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// How many bytes it holds on to, for bounds.
@@ -187,6 +189,11 @@ impl std::fmt::Debug for Object {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Object({} at {})", self.key, self.revision)
     }
+}
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Writes a tree with `kind`, `apiVersion` and `metadata` first, as upstream's encoder orders them.

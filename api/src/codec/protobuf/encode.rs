@@ -15,6 +15,10 @@ pub(super) fn varint(mut n: u64, out: &mut Vec<u8>) {
     out.push(n as u8);
 }
 
+pub(super) fn varint_len(n: u64) -> usize {
+    (64 - (n | 1).leading_zeros() as usize).div_ceil(7)
+}
+
 fn tag(number: u32, wire: u32, out: &mut Vec<u8>) {
     varint(u64::from(number << 3 | wire), out);
 }
