@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 use watchers::Watchers;
 pub use watchers::{Scope, Watch};
 
@@ -24,9 +25,16 @@ pub use watchers::{Scope, Watch};
 pub type Objects = imbl::OrdMap<Arc<str>, Arc<Object>>;
 
 /// At most this many events are remembered…
-const RING_EVENTS_MAX: usize = 16_384;
+const RING_EVENTS_MAX: usize = 32_768;
 /// …holding on to at most this many bytes of objects.
-const RING_BYTES_MAX: usize = 48 << 20;
+const RING_BYTES_MAX: usize = 64 << 20;
+/// Older events are forgotten (upstream: `eventFreshDuration`), except for the last few…
+const RING_FRESH: Duration = Duration::from_secs(75);
+/// …which are kept whatever their age, as long as they are within these bounds.
+const RING_EVENTS_KEPT: usize = 1024;
+const RING_BYTES_KEPT: usize = 1 << 20;
+/// The lines of this many events are kept for watchers that are a little behind.
+const LINES_KEPT: usize = 256;
 /// How many states of paged lists are kept, and for how long.
 const SNAPSHOTS_MAX: usize = 64;
 const SNAPSHOT_SECONDS: u64 = 300;
@@ -65,6 +73,28 @@ struct State {
     floor: Revision,
     /// The last revision that changed this resource.
     changed: Revision,
+}
+
+impl State {
+    /// Drops events from the front as long as there are too many. Those of one revision go together, or a watch from the one
+    /// before would miss a part.
+    fn trim(&mut self, too_many: impl Fn(&State) -> bool) {
+        while too_many(self) {
+            let Some(front) = self.ring.front() else { return };
+            self.floor = front.revision;
+            while let Some(dropped) = self.ring.pop_front_if(|e| e.revision == self.floor) {
+                self.ring_bytes -= dropped.size();
+            }
+        }
+        if self.ring.capacity() > 4 * self.ring.len() + 1024 {
+            self.ring.shrink_to(2 * self.ring.len());
+        }
+    }
+
+    fn has_old(&self) -> bool {
+        (self.ring.len() > RING_EVENTS_KEPT || self.ring_bytes > RING_BYTES_KEPT)
+            && self.ring.front().is_some_and(|e| e.at.elapsed() > RING_FRESH)
+    }
 }
 
 impl Default for Cache {
@@ -226,6 +256,15 @@ impl Cache {
         self.unreadable.lock().clear();
     }
 
+    /// Forgets events that are too old to be of use to anybody who was only disconnected.
+    pub(crate) fn forget_old(&self) {
+        // A look first: most resources have nothing to forget, and writers exclude readers.
+        if !self.state.read().has_old() {
+            return;
+        }
+        self.state.write().trim(State::has_old);
+    }
+
     /// Applies the changes of one revision: a new object for each key, none where the key was deleted.
     pub(crate) fn apply(&self, revision: Revision, changes: Vec<(Arc<str>, Option<Arc<Object>>)>) {
         {
@@ -260,16 +299,9 @@ impl Cache {
                 state.ring.push_back(event.clone());
                 events.push(event);
             }
-            while state.ring.len() > RING_EVENTS_MAX || state.ring_bytes > RING_BYTES_MAX {
-                let Some(dropped) = state.ring.pop_front() else { break };
-                state.ring_bytes -= dropped.size();
-                state.floor = dropped.revision;
-            }
-            // Events of one revision are dropped together, or a watch from the one before would miss a part.
-            while state.ring.front().is_some_and(|e| e.revision == state.floor) {
-                let dropped = state.ring.pop_front().expect("the front was just seen");
-                state.ring_bytes -= dropped.size();
-            }
+            let sent = state.ring.len().saturating_sub(LINES_KEPT);
+            state.ring.range(sent.saturating_sub(events.len())..sent).for_each(|e| e.forget_line());
+            state.trim(|state| state.ring.len() > RING_EVENTS_MAX || state.ring_bytes > RING_BYTES_MAX);
         }
         for event in &events {
             watchers.send(event);

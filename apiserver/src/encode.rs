@@ -198,9 +198,7 @@ impl Encoder {
         let content_type = self.accepted.media.content_type();
         let streamable = self.accepted.media == Media::Json && !self.accepted.pretty;
         match self.accepted.shape {
-            Shape::Object if streamable => {
-                Ok(self.spliced(Spliced::json(self, objects, meta, Items::Objects)))
-            }
+            Shape::Object if streamable => Ok(self.spliced(Spliced::json(self, objects, meta, Items::Objects))),
             Shape::Object if self.accepted.media == Media::Protobuf && self.has_list_schema() => {
                 Ok(self.spliced(Spliced::protobuf(self, objects, meta)?))
             }

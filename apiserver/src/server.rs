@@ -3,6 +3,7 @@
 
 pub mod bootstrap;
 pub mod certificates;
+mod coalesced;
 pub mod conditions;
 pub mod custom;
 pub mod identity;

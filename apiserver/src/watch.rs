@@ -11,13 +11,14 @@ use crate::store::{Object, Store};
 use bytes::Bytes;
 use coxswain_api::Status;
 use coxswain_storage::Revision;
+use futures::future::BoxFuture;
 use futures::stream;
 use http::StatusCode;
 use rand::Rng;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 /// Without `timeoutSeconds` a watch lasts between once and twice this (upstream: `--min-request-timeout`).
 const MIN_WATCH_SECONDS: u64 = 1800;
@@ -82,11 +83,6 @@ pub async fn watch(
             Box::pin(stream::iter([Ok(line)]))
         }
         Ok(watch) => {
-            let mut ticks = tokio::time::interval_at(
-                Instant::now() + Duration::from_secs(BOOKMARK_SECONDS),
-                Duration::from_secs(BOOKMARK_SECONDS),
-            );
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let everything = options.selection.is_everything();
             let plain = encoder.sends_plain_lines() && everything;
             let stream = Stream {
@@ -100,7 +96,8 @@ pub async fn watch(
                 plain,
                 pending,
                 deadline,
-                ticks,
+                next_bookmark: Instant::now() + Duration::from_secs(BOOKMARK_SECONDS),
+                alarm: None,
                 shutdown,
                 seen: revision,
                 first: true,
@@ -144,6 +141,13 @@ impl Initial {
     }
 }
 
+/// Why a watch wakes without an event.
+enum Alarm {
+    Bookmark,
+    LastBookmark,
+    End,
+}
+
 struct Stream {
     encoder: Encoder,
     store: Arc<Store>,
@@ -157,7 +161,9 @@ struct Stream {
     /// Events go out as the line that is made once for all.
     plain: bool,
     deadline: Instant,
-    ticks: tokio::time::Interval,
+    next_bookmark: Instant,
+    /// What the watch waits for beside events: made once, not for every event.
+    alarm: Option<BoxFuture<'static, Alarm>>,
     shutdown: tokio::sync::watch::Receiver<bool>,
     /// Everything up to here was sent or is not for this watcher.
     seen: Revision,
@@ -200,32 +206,57 @@ impl Stream {
             if !out.is_empty() {
                 return Some(Ok(out.into()));
             }
-            let before_end = self.deadline.checked_sub(Duration::from_secs(LAST_BOOKMARK_SECONDS));
-            let last_bookmark = before_end.filter(|_| self.bookmarks && !self.last_bookmark_sent);
-            let bookmark_due = tokio::select! {
+            let alarm = match &mut self.alarm {
+                Some(alarm) => alarm,
+                None => {
+                    let alarm = self.next_alarm();
+                    self.alarm.insert(alarm)
+                }
+            };
+            tokio::select! {
                 biased;
                 event = self.watch.events.recv() => {
                     self.pending.push_back(event?);
                     while let Ok(event) = self.watch.events.try_recv() {
                         self.pending.push_back(event);
                     }
-                    false
                 }
-                () = tokio::time::sleep_until(last_bookmark.unwrap_or(self.deadline)) => {
-                    last_bookmark?;
-                    self.last_bookmark_sent = true;
-                    true
+                alarm = alarm => {
+                    self.alarm = None;
+                    match alarm {
+                        Alarm::End => return None,
+                        Alarm::LastBookmark => self.last_bookmark_sent = true,
+                        Alarm::Bookmark => {
+                            self.next_bookmark = Instant::now() + Duration::from_secs(BOOKMARK_SECONDS);
+                        }
+                    }
+                    if let Some(line) = self.bookmark() {
+                        return Some(line);
+                    }
                 }
-                _ = self.ticks.tick(), if self.bookmarks => true,
-                stopped = self.shutdown.wait_for(|stop| *stop) => {
-                    drop(stopped);
-                    return None;
-                }
-            };
-            if bookmark_due && let Some(line) = self.bookmark() {
-                return Some(line);
             }
         }
+    }
+
+    /// The soonest of: the end of the watch or of the server, the next bookmark, the one before the end.
+    fn next_alarm(&self) -> BoxFuture<'static, Alarm> {
+        let mut soonest = (self.deadline, Alarm::End);
+        if self.bookmarks {
+            let last = self.deadline.checked_sub(Duration::from_secs(LAST_BOOKMARK_SECONDS));
+            let last = last.filter(|_| !self.last_bookmark_sent).map(|at| (at, Alarm::LastBookmark));
+            for other in last.into_iter().chain([(self.next_bookmark, Alarm::Bookmark)]) {
+                if other.0 < soonest.0 {
+                    soonest = other;
+                }
+            }
+        }
+        let mut shutdown = self.shutdown.clone();
+        Box::pin(async move {
+            tokio::select! {
+                () = tokio::time::sleep_until(soonest.0) => soonest.1,
+                _ = shutdown.wait_for(|stop| *stop) => Alarm::End,
+            }
+        })
     }
 
     fn initial_piece(&mut self) -> std::io::Result<Bytes> {
@@ -284,6 +315,7 @@ impl Stream {
     fn fail(&mut self, status: &Status) -> Option<std::io::Result<Bytes>> {
         self.deadline = Instant::now();
         self.bookmarks = false;
+        self.alarm = None;
         Some(self.encoder.error_event(status).map_err(std::io::Error::other))
     }
 }

@@ -38,11 +38,7 @@ pub const CASES: &[Case] = &[
         run: |s, l| Box::pin(requests::create(s, l)),
     },
     Case { name: "patch-status", about: "merge PATCH of a pod's status", run: |s, l| Box::pin(requests::patch(s, l)) },
-    Case {
-        name: "list-json",
-        about: "LIST of all pods as JSON",
-        run: |s, l| Box::pin(lists::whole(s, l, &[])),
-    },
+    Case { name: "list-json", about: "LIST of all pods as JSON", run: |s, l| Box::pin(lists::whole(s, l, &[])) },
     Case {
         name: "list-gzip",
         about: "the same, compressed",

@@ -27,6 +27,8 @@ pub const IN_FLIGHT: usize = 64;
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
+const READ_BYTES: usize = 128 * 1024;
+
 #[derive(Clone)]
 pub struct Settings {
     pub objects: usize,
@@ -109,6 +111,8 @@ impl Server {
             let tcp = TcpStream::connect((host.as_str(), port)).await.with_context(|| format!("{host}:{port}"))?;
             tcp.set_nodelay(true)?;
             let name = rustls_pki_types::ServerName::try_from(name.clone())?;
+            // Read in large pieces: TLS by itself asks the socket for a few KB at a time.
+            let tcp = tokio::io::BufReader::with_capacity(READ_BYTES, tcp);
             let stream = tokio_rustls::TlsConnector::from(tls.clone()).connect(name, tcp).await?;
             let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
                 .initial_stream_window_size(STREAM_WINDOW)

@@ -23,7 +23,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// flight over 8 HTTP/2 connections, 4 for whole lists. Where the server runs on this machine its CPU time and memory
 /// are reported too, and what the load generator itself used.
 #[derive(Parser)]
-#[command(name = "bench", after_help = "With --against, each case runs on both servers in turn, and the ratio is that of the first to the second.")]
+#[command(
+    name = "bench",
+    after_help = "With --against, each case runs on both servers in turn, and the ratio is that of the first to the second."
+)]
 struct Cli {
     /// The server to measure
     #[arg(long, value_name = "FILE", required_unless_present = "list")]

@@ -3,7 +3,9 @@
 use crate::store::Object;
 use bytes::Bytes;
 use coxswain_storage::Revision;
+use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
@@ -26,19 +28,21 @@ impl EventKind {
 pub struct Event {
     pub revision: Revision,
     pub kind: EventKind,
+    /// When it came.
+    pub at: Instant,
     /// The new state; for a deletion the last state, at the revision of the deletion.
     pub object: Arc<Object>,
     /// The state before; none for an addition.
     pub previous: Option<Arc<Object>>,
-    /// The JSON line of the event for those who see it as it is.
-    line: OnceLock<Bytes>,
+    /// The JSON line of the event for those who see it as it is; forgotten once it has gone out to them.
+    line: Mutex<Option<Bytes>>,
     /// The previous state at this revision: what those see through whose selector the object has left.
     left: OnceLock<Arc<Object>>,
 }
 
 impl Event {
     pub fn new(revision: Revision, kind: EventKind, object: Arc<Object>, previous: Option<Arc<Object>>) -> Self {
-        Self { revision, kind, object, previous, line: OnceLock::new(), left: OnceLock::new() }
+        Self { revision, kind, at: Instant::now(), object, previous, line: Mutex::default(), left: OnceLock::new() }
     }
 
     /// The event through a selector: what kind it is to the watcher and which object it carries.
@@ -60,13 +64,19 @@ impl Event {
         self.left.get_or_init(|| Arc::new(previous.at(self.revision))).clone()
     }
 
-    /// `{"type":…,"object":…}` with a newline, in the hub version, made once.
+    /// `{"type":…,"object":…}` with a newline, in the hub version, made once for all who are there to see it.
     pub fn line(&self) -> Bytes {
-        self.line.get_or_init(|| event_line(self.kind.as_str(), self.object.json())).clone()
+        let mut line = self.line.lock();
+        line.get_or_insert_with(|| event_line(self.kind.as_str(), self.object.json())).clone()
     }
 
+    pub(super) fn forget_line(&self) {
+        *self.line.lock() = None;
+    }
+
+    /// How many bytes it holds on to at most: both states may be held by it alone.
     pub fn size(&self) -> usize {
-        self.object.size() + 128
+        self.object.size() + self.previous.as_ref().map_or(0, |p| p.size()) + 128
     }
 }
 

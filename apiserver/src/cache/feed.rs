@@ -19,6 +19,8 @@ use tokio::sync::watch;
 const FILL_PAGE: usize = 2000;
 /// How long a reader waits for a revision (upstream: `blockTimeout` of the cacher).
 const REACH_SECONDS: u64 = 3;
+/// The pause between looks for events that are too old.
+const FORGET_PAUSE: Duration = Duration::from_secs(10);
 /// How far back the caches of a new server begin, where the store remembers so much.
 const REPLAYED_REVISIONS: u64 = 8192;
 
@@ -88,7 +90,12 @@ impl Feed {
         self.progress.send_replace(now.max(past));
         drop(gate);
         let feed = self.clone();
-        Ok(tokio::spawn(async move { feed.run().await }))
+        Ok(tokio::spawn(async move {
+            tokio::select! {
+                () = feed.clone().run() => {}
+                () = feed.forget_old() => {}
+            }
+        }))
     }
 
     /// This revision, or the oldest that the store still knows.
@@ -189,6 +196,16 @@ impl Feed {
                 Err(error) => tracing::error!(%error, "the stream of changes broke"),
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Now and then looks for events that need not be remembered any longer. Never ends.
+    async fn forget_old(&self) {
+        loop {
+            tokio::time::sleep(FORGET_PAUSE).await;
+            for store in self.stores.load().values() {
+                store.cache().forget_old();
+            }
         }
     }
 

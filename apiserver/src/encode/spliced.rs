@@ -64,8 +64,7 @@ impl Spliced {
     pub(super) fn protobuf(encoder: &Encoder, objects: Vec<Arc<Object>>, meta: &ListMeta) -> Result<Self, Status> {
         let ty = &encoder.served.ty;
         let form = encoder.form("protobuf", "object");
-        let documents: Vec<Bytes> =
-            objects.iter().map(|o| encoder.document(o, &form)).collect::<Result<_, _>>()?;
+        let documents: Vec<Bytes> = objects.iter().map(|o| encoder.document(o, &form)).collect::<Result<_, _>>()?;
         let meta_schema = schema::builtin().short("meta.v1.ListMeta").expect("every list has one");
         let mut meta_message = Vec::new();
         protobuf::encode_message(&meta.tree(), meta_schema, &mut meta_message);
@@ -73,12 +72,7 @@ impl Spliced {
         protobuf::encode_bytes_field(1, &meta_message, &mut list);
         let items: usize = documents.iter().map(|d| protobuf::bytes_field_len(2, message_of(d).len())).sum();
         let mut head = Vec::with_capacity(256);
-        protobuf::begin_envelope(
-            &ty.group_version.api_version(),
-            &ty.list_kind,
-            list.len() + items,
-            &mut head,
-        );
+        protobuf::begin_envelope(&ty.group_version.api_version(), &ty.list_kind, list.len() + items, &mut head);
         head.extend_from_slice(&list);
         Ok(Self::new(encoder, head, protobuf::ENVELOPE_END, Items::Objects, objects, documents))
     }

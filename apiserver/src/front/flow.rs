@@ -220,8 +220,7 @@ impl Rule {
         }
         if info.is_resource {
             return self.resources.iter().any(|r| {
-                let place =
-                    if info.namespace.is_empty() { r.cluster } else { r.namespaces.has(&info.namespace) };
+                let place = if info.namespace.is_empty() { r.cluster } else { r.namespaces.has(&info.namespace) };
                 place
                     && r.verbs.has(&info.verb)
                     && r.groups.has(&info.group)

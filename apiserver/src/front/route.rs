@@ -76,12 +76,12 @@ impl Front {
         let call = Call {
             ctx: incoming.ctx.clone(),
             served: served.clone(),
-            headers: incoming.headers.clone(),
-            query: incoming.query.clone(),
+            headers: std::mem::take(&mut incoming.headers),
+            query: std::mem::take(&mut incoming.query),
             body,
         };
         let reply = self.pipeline.serve(&call).await?;
-        let encoder = Encoder::new(served.clone(), accepted, &incoming.query, incoming.ctx.now)?;
+        let encoder = Encoder::new(served.clone(), accepted, &call.query, call.ctx.now)?;
         let code = respond::code(reply.code);
         match reply.content {
             Content::Stored(object) => encoder.object(&object, code),

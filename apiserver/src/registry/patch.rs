@@ -7,7 +7,7 @@ use super::{convert, decode, managed_fields, metadata};
 use async_trait::async_trait;
 use coxswain_api::codec::{self, DecodeError, Format};
 use coxswain_api::field::{Error, Path};
-use coxswain_api::{Status, Value, json, patch};
+use coxswain_api::{Map, Status, Value, json, patch};
 use http::header::CONTENT_TYPE;
 
 /// What a PATCH body is.
@@ -117,28 +117,33 @@ impl Patch {
     }
 
     /// Makes the patched tree canonical, and reports what does not belong there.
-    fn decoded(&self, call: &Call, shape: Shape<'_>, patched: Value, current: &Value) -> Result<Value, Status> {
-        let refused = |why: String| {
+    fn decoded(&self, call: &Call, shape: Shape<'_>, mut patched: Value, current: &Value) -> Result<Value, Status> {
+        // What is as it was is canonical already, if it comes from the store.
+        let unchanged =
+            if call.served.is_hub() && call.is_whole() { take_unchanged(&mut patched, current) } else { Map::new() };
+        let decoded = codec::json::decode_tree(&patched, shape.schema);
+        let refused = |why: String, unchanged: Map<String, Value>| {
             let shown = match self.kind {
                 PatchKind::Strategic => patch::go_print(&self.value),
-                _ => shown_document(current, &patched, shape),
+                _ => shown_document(current, &with(patched.clone(), unchanged), shape),
             };
             let error = Error::invalid(&Path::new("patch"), &shown, why);
             Status::invalid("", "", "", &[error])
         };
-        let decoded = codec::json::decode_tree(&patched, shape.schema).map_err(|e| match e {
-            DecodeError::Syntax(text) | DecodeError::Value(text) => refused(text),
-        })?;
+        let decoded = match decoded {
+            Ok(decoded) => decoded,
+            Err(DecodeError::Syntax(text) | DecodeError::Value(text)) => return Err(refused(text, unchanged)),
+        };
         let strict: Vec<&String> = self.strict_errors.iter().chain(&decoded.strict_errors).collect();
         match self.options.field_validation {
             FieldValidation::Strict if !strict.is_empty() => {
                 let list: Vec<&str> = strict.iter().map(|s| s.as_str()).collect();
-                return Err(refused(format!("strict decoding error: {}", list.join(", "))));
+                return Err(refused(format!("strict decoding error: {}", list.join(", ")), unchanged));
             }
             FieldValidation::Warn => strict.into_iter().for_each(|e| call.ctx.warnings.add(e.clone())),
             _ => {}
         }
-        let mut object = decoded.value;
+        let mut object = with(decoded.value, unchanged);
         decode::stamp(&mut object, shape);
         Ok(object)
     }
@@ -210,6 +215,21 @@ impl Pipeline {
         let (outcome, created) = self.change(call, call.name(), &rules, &patch).await?;
         Ok(Reply { code: if created { 201 } else { 200 }, content: outcome.content() })
     }
+}
+
+/// Takes out of a patched tree the fields at its top that are equal to those of the tree before.
+fn take_unchanged(patched: &mut Value, current: &Value) -> Map<String, Value> {
+    let (Some(patched), Some(current)) = (patched.as_object_mut(), current.as_object()) else { return Map::new() };
+    let same: Vec<String> =
+        patched.iter().filter(|(k, v)| current.get(*k) == Some(*v)).map(|(k, _)| k.clone()).collect();
+    same.into_iter().filter_map(|key| patched.remove_entry(&key)).collect()
+}
+
+fn with(mut tree: Value, fields: Map<String, Value>) -> Value {
+    if let Some(tree) = tree.as_object_mut() {
+        tree.extend(fields);
+    }
+    tree
 }
 
 /// The patched document as upstream's library writes it: what the patch touched has its keys sorted, the rest is as the

@@ -1,6 +1,7 @@
 //! The socket: TLS, HTTP/1.1 and HTTP/2, one task a connection (upstream: `genericapiserver`'s `SecureServingInfo`).
 
 use super::certificates::ServingCertificate;
+use super::coalesced::Coalesced;
 use super::{Server, StartError};
 use crate::authentication::Peer;
 use crate::front::{Caller, Front, RequestBody};
@@ -8,6 +9,7 @@ use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulConnection;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
@@ -114,7 +116,19 @@ async fn connection(
         .max_concurrent_streams(STREAMS_MAX)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(15));
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        let connection = builder.serve_connection(TokioIo::new(Coalesced::new(stream)), service);
+        return until_stopped(connection, &mut shutdown).await;
+    }
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    until_stopped(connection, &mut shutdown).await
+}
+
+/// Serves a connection; once the server is to stop it takes no new requests.
+async fn until_stopped<C>(connection: C, shutdown: &mut tokio::sync::watch::Receiver<bool>) -> Result<(), BoxError>
+where
+    C: GracefulConnection<Error = BoxError>,
+{
     tokio::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,

@@ -45,7 +45,8 @@ pub async fn run(server: &Arc<Server>, load: &Settings) -> Result<Vec<Figure>> {
         writes += 1;
         answers.spawn(async move {
             let sent = epoch.elapsed().as_micros() as u64;
-            let body = json!({"metadata": {"name": format!("w-{number}")}, "data": {"at": sent.to_string(), "fill": *fill}});
+            let body =
+                json!({"metadata": {"name": format!("w-{number}")}, "data": {"at": sent.to_string(), "fill": *fill}});
             let done = server.send(number as usize, Call::post(CONFIG_MAPS, body.to_string().into_bytes())).await;
             drop(place);
             done

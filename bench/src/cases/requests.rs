@@ -21,7 +21,8 @@ pub async fn create(server: &Arc<Server>, load: &Settings) -> Result<Vec<Figure>
     let outcome = server
         .drive(load.seconds, IN_FLIGHT, move |i| {
             let name = format!("c-{i}");
-            let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": text}});
+            let body =
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": text}});
             Some(Call::post(CONFIG_MAPS, body.to_string().into_bytes()))
         })
         .await?;
