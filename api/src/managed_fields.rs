@@ -177,14 +177,16 @@ pub fn ignore_timestamps(new: &mut Value, old: &Value) {
     set_entries(new, old_entries);
 }
 
+fn metadata_of(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    object.get("metadata").and_then(Value::as_object).into_iter().flatten()
+}
+
 fn equal_but_entries(a: &Value, b: &Value) -> bool {
     let without = |skip: &'static str| move |entry: &(&String, &Value)| entry.0 != skip;
     match (a.as_object(), b.as_object()) {
         (Some(x), Some(y)) => {
-            let metadata = |o: &Value| o.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
-            let (mx, my) = (metadata(a), metadata(b));
             x.iter().filter(without("metadata")).eq(y.iter().filter(without("metadata")))
-                && mx.iter().filter(without("managedFields")).eq(my.iter().filter(without("managedFields")))
+                && metadata_of(a).filter(without("managedFields")).eq(metadata_of(b).filter(without("managedFields")))
         }
         _ => a == b,
     }

@@ -8,7 +8,8 @@ pub mod event;
 pub mod feed;
 pub mod watchers;
 
-use crate::store::Object;
+use crate::store::{Facts, Object};
+use bytes::Bytes;
 use coxswain_api::Status;
 use coxswain_storage::Revision;
 pub use event::{Event, EventKind};
@@ -61,6 +62,8 @@ pub struct Cache {
     pending: Mutex<Vec<Arc<Object>>>,
     /// What is in the store and cannot be read, by key. A list that left it out would tell its readers that it is gone.
     unreadable: Mutex<BTreeMap<Arc<str>, Status>>,
+    /// What writers of this process are committing.
+    expected: Mutex<Vec<Expected>>,
     snapshots: Mutex<VecDeque<(std::time::Instant, Snapshot)>>,
 }
 
@@ -73,6 +76,31 @@ struct State {
     floor: Revision,
     /// The last revision that changed this resource.
     changed: Revision,
+}
+
+/// A write that is being committed.
+struct Expected {
+    key: Arc<str>,
+    /// As it is stored.
+    value: Bytes,
+    json: Bytes,
+    facts: Arc<Facts>,
+}
+
+/// As long as it lives, a commit is expected.
+pub struct Expecting<'a> {
+    cache: &'a Cache,
+    value: Bytes,
+}
+
+impl Drop for Expecting<'_> {
+    fn drop(&mut self) {
+        let mut expected = self.cache.expected.lock();
+        // Found by its bytes in memory: no other write has the same.
+        if let Some(at) = expected.iter().position(|e| e.value.as_ptr() == self.value.as_ptr()) {
+            expected.swap_remove(at);
+        }
+    }
 }
 
 impl State {
@@ -110,6 +138,7 @@ impl Cache {
             watchers: Mutex::default(),
             pending: Mutex::default(),
             unreadable: Mutex::default(),
+            expected: Mutex::default(),
             snapshots: Mutex::default(),
         }
     }
@@ -232,6 +261,21 @@ impl Cache {
             pending.push(object.clone());
         }
         object
+    }
+
+    /// Says what is about to be committed, until the returned value is dropped: the feed often sees a commit before its
+    /// writer does, and need not read the object then.
+    pub fn expect(&self, key: Arc<str>, value: Bytes, json: Bytes, facts: Arc<Facts>) -> Expecting<'_> {
+        let mut expected = self.expected.lock();
+        // As many as there are writers, whom flow control bounds.
+        expected.push(Expected { key, value: value.clone(), json, facts });
+        Expecting { cache: self, value }
+    }
+
+    /// The JSON and the facts of a value that a writer of this process is committing.
+    pub(crate) fn expected(&self, key: &str, value: &[u8]) -> Option<(Bytes, Arc<Facts>)> {
+        let expected = self.expected.lock();
+        expected.iter().find(|e| *e.key == *key && e.value == value).map(|e| (e.json.clone(), e.facts.clone()))
     }
 
     fn take_pending(&self, key: &str, revision: Revision) -> Option<Arc<Object>> {

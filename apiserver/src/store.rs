@@ -19,7 +19,7 @@ use coxswain_api::status::Details;
 use coxswain_api::{Status, Value};
 use coxswain_storage::{Entry, Error, Expect, Op, Revision, Storage, Write};
 pub use layout::Layout;
-pub use object::Object;
+pub use object::{Facts, Object};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,6 +157,8 @@ impl Store {
         let value = self.values.seal(&key, object, &json).await.map_err(CommitError::Refused)?;
         // Only events end by themselves, and how soon is a matter of a flag.
         let ttl = ttl.map(|_| self.feed.layout().event_ttl);
+        let facts = Arc::new(Facts::of(object, &*self.strategy));
+        let _expected = self.cache.expect(key.clone(), value.clone(), json.clone(), facts.clone());
         let write = Write { key: key.clone(), expect, op: Op::Put { value, ttl } };
         let operation = if expect == Expect::Absent { "create" } else { "update" };
         let revision = match self.counted(operation, self.storage.commit(vec![write])).await {
@@ -164,9 +166,7 @@ impl Store {
             Err(error) => return Err(self.commit_error(error).await),
         };
         // The watch cache may have seen this commit already and made the object of it; otherwise it takes ours.
-        Ok(self.cache.adopt(&key, revision, || {
-            Object::of_tree(key.clone(), self.prefix.len(), revision, &json, object, &*self.strategy)
-        }))
+        Ok(self.cache.adopt(&key, revision, || Object::new(key.clone(), self.prefix.len(), revision, &json, facts)))
     }
 
     /// Whether an object lies in the store in another form than it would be written in now: then it is written again even
@@ -193,8 +193,17 @@ impl Store {
     /// Makes an object of its stored form.
     pub async fn parse(&self, entry: Entry) -> Result<Object, Status> {
         let value::Decoded { tree, json, stale } = self.values.open(&entry, &*self.strategy).await?;
-        let object = Object::of_tree(entry.key, self.prefix.len(), entry.modified, &json, &tree, &*self.strategy);
+        let facts = Arc::new(Facts::of(&tree, &*self.strategy));
+        let object = Object::new(entry.key, self.prefix.len(), entry.modified, &json, facts);
         Ok(if stale { object.into_stale() } else { object })
+    }
+
+    /// Makes an object of what a change brought: where a writer of this process waits for it, without reading it.
+    pub(crate) async fn object_of_change(&self, entry: Entry) -> Result<Object, Status> {
+        match self.cache.expected(&entry.key, &entry.value) {
+            Some((json, facts)) => Ok(Object::new(entry.key, self.prefix.len(), entry.modified, &json, facts)),
+            None => self.parse(entry).await,
+        }
     }
 
     async fn commit_error(&self, error: Error) -> CommitError {

@@ -245,7 +245,7 @@ impl Feed {
                 None => None,
                 Some(entry) => match store.cache().take_pending(&change.key, revision) {
                     Some(object) => Some(object),
-                    None => match store.parse(entry).await {
+                    None => match store.object_of_change(entry).await {
                         Ok(object) => Some(Arc::new(object)),
                         Err(status) => {
                             // It stays as it was last read for those who watch; those who read are told.

@@ -358,9 +358,14 @@ fn bad_version(call: &Call, version: &str) -> Status {
 fn restore(object: &mut Value, old: &Value, field: &str) {
     let Some(map) = object.as_object_mut() else { return };
     match old.get(field) {
-        Some(value) => map.insert(field.into(), value.clone()),
-        None => map.remove(field),
-    };
+        Some(value) if map.get(field) == Some(value) => {}
+        Some(value) => {
+            map.insert(field.into(), value.clone());
+        }
+        None => {
+            map.remove(field);
+        }
+    }
 }
 
 /// Everything but one field and the metadata is as it was.
@@ -368,7 +373,8 @@ fn restore_all_but(object: &mut Value, old: &Value, kept: &str) {
     let (Some(map), Some(before)) = (object.as_object_mut(), old.as_object()) else { return };
     map.retain(|k, _| k == kept || k == "metadata" || before.contains_key(k));
     for (field, value) in before {
-        if field != kept && field != "metadata" {
+        // To compare costs less than to copy and to drop what was there.
+        if field != kept && field != "metadata" && map.get(field) != Some(value) {
             map.insert(field.clone(), value.clone());
         }
     }

@@ -4,6 +4,7 @@
 //! costs more than making a small answer. Here a flush is put off until the connection is polled again, which is asked for
 //! at once: everything that the streams of a connection have ready by then goes out together.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,8 +12,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes gathered at most before they are written in any case.
 const BUFFER_MAX: usize = 64 * 1024;
-/// A buffer that grew beyond this is given back once it is empty: most connections are idle most of the time.
-const BUFFER_KEPT: usize = 8 * 1024;
+/// Buffers that each thread keeps for whoever writes next: most connections are idle most of the time and need none.
+const SPARE_MAX: usize = 8;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Only for connections whose every poll begins with a read, as HTTP/2's does: a flush that was put off happens there.
 pub struct Coalesced<S> {
@@ -38,10 +43,13 @@ impl<S: AsyncWrite + Unpin> Coalesced<S> {
             self.written += n;
         }
         self.written = 0;
-        self.buffer.clear();
-        if self.buffer.capacity() > BUFFER_KEPT {
-            self.buffer = Vec::new();
-        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        SPARE.with_borrow_mut(|spare| {
+            if buffer.capacity() == BUFFER_MAX && spare.len() < SPARE_MAX {
+                spare.push(buffer);
+            }
+        });
         Poll::Ready(Ok(()))
     }
 
@@ -56,6 +64,10 @@ impl<S: AsyncWrite + Unpin> Coalesced<S> {
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.buffer.len() >= BUFFER_MAX {
             ready!(self.poll_drain(cx))?;
+        }
+        if self.buffer.capacity() == 0 {
+            let spare = SPARE.with_borrow_mut(Vec::pop);
+            self.buffer = spare.unwrap_or_else(|| Vec::with_capacity(BUFFER_MAX));
         }
         Poll::Ready(Ok(BUFFER_MAX - self.buffer.len()))
     }

@@ -18,10 +18,7 @@ pub struct Object {
     prefix: u32,
     /// JSON of the hub version with its resourceVersion, closed by a newline as answers are.
     line: Bytes,
-    /// Sorted by key.
-    labels: Box<[(Box<str>, Box<str>)]>,
-    /// The selectable fields that are not empty.
-    fields: Box<[(&'static str, Box<str>)]>,
+    facts: Arc<Facts>,
     /// The store has it in another form than it would be written in now.
     pub(super) stale: bool,
     /// The tree, as long as somebody reads it.
@@ -32,16 +29,16 @@ pub struct Object {
     id: u64,
 }
 
-impl Object {
-    /// `stored` are the bytes without a resourceVersion, `tree` is what they say.
-    pub fn of_tree(
-        key: Arc<str>,
-        prefix: usize,
-        revision: Revision,
-        stored: &[u8],
-        tree: &Value,
-        strategy: &dyn Resource,
-    ) -> Self {
+/// What selectors and indexes need to know of an object without reading it.
+pub struct Facts {
+    /// Sorted by key.
+    labels: Box<[(Box<str>, Box<str>)]>,
+    /// The selectable fields that are not empty.
+    fields: Box<[(&'static str, Box<str>)]>,
+}
+
+impl Facts {
+    pub fn of(tree: &Value, strategy: &dyn Resource) -> Self {
         let mut labels: Vec<(Box<str>, Box<str>)> = tree
             .get("metadata")
             .and_then(|m| m.get("labels"))
@@ -57,13 +54,19 @@ impl Object {
             .filter(|(_, value)| !value.is_empty())
             .map(|(label, value)| (label, value.into_boxed_str()))
             .collect();
+        Self { labels: labels.into(), fields }
+    }
+}
+
+impl Object {
+    /// `stored` are the bytes without a resourceVersion, `facts` are those of the tree that they say.
+    pub fn new(key: Arc<str>, prefix: usize, revision: Revision, stored: &[u8], facts: Arc<Facts>) -> Self {
         Self {
             key,
             revision,
             prefix: prefix as u32,
             line: splice(stored, revision),
-            labels: labels.into(),
-            fields,
+            facts,
             stale: false,
             tree: Mutex::new(Weak::new()),
             forms: Forms::default(),
@@ -83,8 +86,7 @@ impl Object {
             revision,
             prefix: self.prefix,
             line: respliced(&self.line, revision),
-            labels: self.labels.clone(),
-            fields: self.fields.clone(),
+            facts: self.facts.clone(),
             stale: self.stale,
             tree: Mutex::new(Weak::new()),
             forms: Forms::default(),
@@ -131,11 +133,12 @@ impl Object {
 
     /// Key and value, sorted by key.
     pub fn labels(&self) -> &[(Box<str>, Box<str>)] {
-        &self.labels
+        &self.facts.labels
     }
 
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels.binary_search_by(|(k, _)| (**k).cmp(key)).ok().map(|i| &*self.labels[i].1)
+        let labels = self.labels();
+        labels.binary_search_by(|(k, _)| (**k).cmp(key)).ok().map(|i| &*labels[i].1)
     }
 
     /// The value of a selectable field, `""` if it has none.
@@ -143,7 +146,7 @@ impl Object {
         match label {
             "metadata.name" => self.name(),
             "metadata.namespace" => self.namespace(),
-            _ => self.fields.iter().find(|(l, _)| *l == label).map_or("", |(_, v)| v),
+            _ => self.facts.fields.iter().find(|(l, _)| *l == label).map_or("", |(_, v)| v),
         }
     }
 

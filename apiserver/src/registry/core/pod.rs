@@ -82,6 +82,11 @@ impl Resource for Pods {
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
         let mut errors = ErrorList::new();
         let (new, old) = (View::root(object), View::root(old));
+        // A status leaves the spec alone, so that only an annotation can be in need of leniency.
+        if subresource == "status" && !pod_spec::has_deletion_cost(&new) {
+            status::validate(&new, &old, &Options { is_pod: true, ..Options::default() }, &mut errors);
+            return errors;
+        }
         let options = Options::of_old(Some(&old), true);
         match subresource {
             "status" => status::validate(&new, &old, &options, &mut errors),

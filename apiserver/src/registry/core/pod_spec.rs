@@ -23,7 +23,8 @@ pub use containers::image_whitespace;
 pub use drop::drop_disabled_fields;
 pub use resources::aggregate_requests;
 pub use security::{
-    APP_ARMOR_ANNOTATION, MIRROR_ANNOTATION, app_armor_of_annotation, app_armor_profile, pod_annotations,
+    APP_ARMOR_ANNOTATION, MIRROR_ANNOTATION, app_armor_of_annotation, app_armor_profile, has_deletion_cost,
+    pod_annotations,
 };
 pub use spec::validate;
 pub use volumes::csi_driver_name;

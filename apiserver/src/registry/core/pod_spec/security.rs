@@ -355,6 +355,11 @@ pub fn pod_annotations(annotations: &View<'_>, spec: &View<'_>, options: &Option
 }
 
 /// A 32 bit number without a plus sign or leading zeros.
+/// Whether a pod says what its deletion costs.
+pub fn has_deletion_cost(pod: &View<'_>) -> bool {
+    pod.child("metadata").child("annotations").child_named(DELETION_COST).exists()
+}
+
 fn is_deletion_cost(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let padded = digits.len() > 1 && digits.starts_with('0') || text == "-0";
