@@ -118,14 +118,18 @@ async fn connection(
         .keep_alive_timeout(Duration::from_secs(15));
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         let connection = builder.serve_connection(TokioIo::new(Coalesced::new(stream)), service);
-        return until_stopped(connection, &mut shutdown).await;
+        return until_stopped(connection, &mut shutdown, &go_away).await;
     }
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    until_stopped(connection, &mut shutdown).await
+    until_stopped(connection, &mut shutdown, &go_away).await
 }
 
-/// Serves a connection; once the server is to stop it takes no new requests.
-async fn until_stopped<C>(connection: C, shutdown: &mut tokio::sync::watch::Receiver<bool>) -> Result<(), BoxError>
+/// Serves a connection; once the server is to stop, or the client to go away, it takes no new requests.
+async fn until_stopped<C>(
+    connection: C,
+    shutdown: &mut tokio::sync::watch::Receiver<bool>,
+    go_away: &tokio::sync::Notify,
+) -> Result<(), BoxError>
 where
     C: GracefulConnection<Error = BoxError>,
 {
