@@ -3,15 +3,40 @@
 mod first_light;
 mod two_nodes;
 
-use crate::harness::Case;
+use crate::harness::{Body, Case};
 
 macro_rules! cases {
     ($($group:literal: $module:ident { $($name:ident),* $(,)? })*) => {
-        &[$($(Case { group: $group, name: stringify!($name), run: |sandbox| Box::pin($module::$name(sandbox)) },)*)*]
+        &[$($(Case {
+            group: $group,
+            name: stringify!($name),
+            body: Body::Code(|sandbox| Box::pin($module::$name(sandbox))),
+            alone: true,
+        },)*)*]
     };
 }
 
-pub const ALL: &[Case] = cases! {
+/// Shell sessions of the folder `kubectl`.
+macro_rules! transcripts {
+    ($($name:ident $(($alone:ident))?),* $(,)?) => {
+        &[$(Case {
+            group: "kubectl",
+            name: stringify!($name),
+            body: Body::Transcript(include_str!(concat!("../kubectl/", stringify!($name), ".txt"))),
+            alone: false $(|| stringify!($alone) == "alone")?,
+        },)*]
+    };
+}
+
+pub fn all() -> impl Iterator<Item = &'static Case> {
+    CODE.iter().chain(TRANSCRIPTS)
+}
+
+const TRANSCRIPTS: &[Case] = transcripts! {
+    reading,
+};
+
+const CODE: &[Case] = cases! {
     "first-light": first_light {
         a_deployment_becomes_running_pods_behind_a_service,
         configuration_reaches_the_containers,

@@ -1,6 +1,8 @@
 //! What a case gets: a namespace of its own, kubectl, and ways of waiting that say what they waited for.
 
+use crate::transcript;
 use anyhow::{Context, Result, anyhow, bail};
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -17,7 +19,15 @@ const KUBECTL_SECONDS_MAX: u64 = 90;
 pub struct Case {
     pub group: &'static str,
     pub name: &'static str,
-    pub run: for<'a> fn(&'a Sandbox) -> BoxFuture<'a, Result<()>>,
+    pub body: Body,
+    /// It changes what all share (a node, say), so nothing else runs beside it.
+    pub alone: bool,
+}
+
+pub enum Body {
+    Code(for<'a> fn(&'a Sandbox) -> BoxFuture<'a, Result<()>>),
+    /// A shell session, see [`crate::transcript`].
+    Transcript(&'static str),
 }
 
 /// A cluster as one kubectl sees it.
@@ -49,7 +59,11 @@ impl Cluster {
         let sandbox = Sandbox { cluster: self, namespace };
         sandbox.cluster_kubectl(&["create", "namespace", &sandbox.namespace]).await?;
         let limit = Duration::from_secs(CASE_SECONDS_MAX);
-        let outcome = match tokio::time::timeout(limit, (case.run)(&sandbox)).await {
+        let run = match case.body {
+            Body::Code(code) => code(&sandbox),
+            Body::Transcript(text) => transcript::run(&sandbox, text).boxed(),
+        };
+        let outcome = match tokio::time::timeout(limit, run).await {
             Ok(outcome) => outcome,
             Err(_) => Err(anyhow!("not finished after {CASE_SECONDS_MAX} s")),
         };
@@ -137,6 +151,18 @@ impl<'c> Sandbox<'c> {
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         command
+    }
+
+    pub fn kubectl_path(&self) -> &Path {
+        &self.cluster.kubectl
+    }
+
+    pub fn kubeconfig(&self) -> &Path {
+        &self.cluster.kubeconfig
+    }
+
+    pub fn kubectl_version(&self) -> &str {
+        &self.cluster.kubectl_version
     }
 
     /// The path of kubectl and its first arguments, for cases that wrap it in another program.

@@ -9,10 +9,13 @@ mod harness;
 mod images;
 mod junit;
 mod openapi;
+mod transcript;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use harness::{Case, Cluster};
+use futures::StreamExt;
+use futures::stream;
+use harness::{Body, Case, Cluster};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -46,6 +49,9 @@ struct Run {
     /// Write a JUnit report
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    /// How many cases run at once, where they leave each other alone
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
     /// Leave the namespaces of failed cases for inspection
     #[arg(long)]
     keep: bool,
@@ -108,7 +114,7 @@ async fn run(cli: Cli) -> Result<bool> {
         run.group.as_deref().is_none_or(|g| case.group == g)
             && run.only.as_deref().is_none_or(|o| case.name.contains(o))
     };
-    let cases: Vec<&Case> = cases::ALL.iter().filter(wanted).collect();
+    let cases: Vec<&Case> = cases::all().filter(wanted).collect();
     if cases.is_empty() {
         bail!("no case is of that group and name; --list shows them all");
     }
@@ -119,35 +125,42 @@ async fn run(cli: Cli) -> Result<bool> {
         return Ok(true);
     }
     let kubeconfig = run.kubeconfig.context("--kubeconfig says which cluster to drive")?;
-    let (mut passed, mut report) = (0, Vec::new());
+    let mut report = Vec::new();
     for kubectl in &run.kubectl {
         let cluster = Cluster::connect(&kubeconfig, kubectl)?;
         println!("kubectl {}", cluster.kubectl_version);
-        for case in &cases {
-            let start = Instant::now();
-            let outcome = cluster.run(case, run.keep).await;
-            let took = start.elapsed();
-            let name = format!("{}/{}", case.group, case.name);
-            match &outcome {
-                Ok(()) => {
-                    passed += 1;
-                    println!("  ok    {name} ({:.1} s)", took.as_secs_f64());
-                }
-                Err(e) => println!("  FAIL  {name} ({:.1} s)\n{}", took.as_secs_f64(), indent(&format!("{e:#}"))),
-            }
-            report.push(junit::Outcome {
-                name: format!("{name} [kubectl {}]", cluster.kubectl_version),
-                took: Duration::from_millis(took.as_millis() as u64),
-                failure: outcome.err().map(|e| format!("{e:#}")),
-            });
-        }
+        let (alone, together): (Vec<_>, Vec<_>) = cases.iter().copied().partition(|c| c.alone);
+        let one = |case| outcome(&cluster, case, run.keep);
+        report.extend(stream::iter(together).map(one).buffer_unordered(run.jobs.max(1)).collect::<Vec<_>>().await);
+        report.extend(stream::iter(alone).then(one).collect::<Vec<_>>().await);
     }
     if let Some(path) = &run.junit {
         junit::write(path, &report)?;
     }
-    let failed = report.len() - passed;
+    let failed = report.iter().filter(|o| o.failure.is_some()).count();
+    let passed = report.len() - failed;
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
+}
+
+/// Runs one case and prints how it went.
+async fn outcome(cluster: &Cluster, case: &Case, keep: bool) -> junit::Outcome {
+    let start = Instant::now();
+    let outcome = cluster.run(case, keep).await;
+    let took = start.elapsed();
+    let mut name = format!("{}/{}", case.group, case.name);
+    if let Body::Transcript(text) = case.body {
+        name = format!("{name}, {} commands", transcript::commands(text));
+    }
+    match &outcome {
+        Ok(()) => println!("  ok    {name} ({:.1} s)", took.as_secs_f64()),
+        Err(e) => println!("  FAIL  {name} ({:.1} s)\n{}", took.as_secs_f64(), indent(&format!("{e:#}"))),
+    }
+    junit::Outcome {
+        name: format!("{name} [kubectl {}]", cluster.kubectl_version),
+        took: Duration::from_millis(took.as_millis() as u64),
+        failure: outcome.err().map(|e| format!("{e:#}")),
+    }
 }
 
 fn indent(text: &str) -> String {
