@@ -33,7 +33,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
 }
 
 const TRANSCRIPTS: &[Case] = transcripts! {
-    reading,
+    reading, creating, applying, labelling, rollouts, running, access, discovery,
 };
 
 const CODE: &[Case] = cases! {
