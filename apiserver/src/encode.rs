@@ -250,6 +250,35 @@ impl Encoder {
         }
     }
 
+    /// The answer that carries a list of objects that are stored nowhere.
+    pub fn tree_list(&self, mut items: Vec<Value>) -> Result<Answer, Status> {
+        let ty = &self.served.ty;
+        let content_type = self.accepted.media.content_type();
+        let bytes = match self.accepted.shape {
+            Shape::Partial(_) => return Err(self.not_one()),
+            Shape::PartialList(version) => {
+                let items: Vec<Value> = items.iter().map(|tree| partial_tree(tree, version)).collect();
+                let kind = "PartialObjectMetadataList";
+                let tree = json!({"kind": kind, "apiVersion": version, "metadata": {}, "items": items});
+                self.meta(&tree, kind)?
+            }
+            Shape::Table(version) => {
+                let rows = items.iter().map(|tree| self.row(tree, version)).collect::<Result<Vec<_>, _>>()?;
+                self.meta(&self.table(version, json!({}), rows, true), "Table")?
+            }
+            Shape::Object => {
+                for map in items.iter_mut().filter_map(Value::as_object_mut) {
+                    map.remove("kind");
+                    map.remove("apiVersion");
+                }
+                let version = ty.group_version.api_version();
+                let tree = json!({"kind": &*ty.list_kind, "apiVersion": version, "metadata": {}, "items": items});
+                crate::convert::any_document(&tree, self.accepted)?
+            }
+        };
+        Ok(answer(StatusCode::OK, content_type, bytes))
+    }
+
     fn not_one(&self) -> Status {
         let message = format!(
             "you requested PartialObjectMetadata, but the requested object is a list ({})",

@@ -1,6 +1,7 @@
 //! The server as a whole: made of its parts, started, served on a socket or called in process
 //! (upstream: `kube-apiserver/app/server.go` and `genericapiserver`).
 
+mod api_services;
 pub mod bootstrap;
 pub mod certificates;
 mod coalesced;

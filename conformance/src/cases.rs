@@ -1,6 +1,7 @@
 //! The table of cases. Order is the order of running.
 
 mod first_light;
+mod kube_runtime;
 mod two_nodes;
 
 use crate::harness::{Body, Case};
@@ -16,14 +17,14 @@ macro_rules! cases {
     };
 }
 
-/// Shell sessions of the folder `kubectl`.
+/// Shell sessions, each `FOLDER: FILE`, with `(true)` where nothing else may run beside it.
 macro_rules! transcripts {
-    ($($name:ident $(($alone:ident))?),* $(,)?) => {
+    ($($group:ident: $name:ident $(($alone:literal))?),* $(,)?) => {
         &[$(Case {
-            group: "kubectl",
+            group: stringify!($group),
             name: stringify!($name),
-            body: Body::Transcript(include_str!(concat!("../kubectl/", stringify!($name), ".txt"))),
-            alone: false $(|| stringify!($alone) == "alone")?,
+            body: Body::Transcript(include_str!(concat!("../", stringify!($group), "/", stringify!($name), ".txt"))),
+            alone: false $(|| $alone)?,
         },)*]
     };
 }
@@ -33,7 +34,18 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
 }
 
 const TRANSCRIPTS: &[Case] = transcripts! {
-    reading, creating, applying, labelling, rollouts, running, access, discovery,
+    kubectl: reading,
+    kubectl: creating,
+    kubectl: applying,
+    kubectl: labelling,
+    kubectl: describing,
+    kubectl: rollouts,
+    kubectl: running,
+    kubectl: access,
+    kubectl: discovery,
+    kubectl: custom,
+    kubectl: nodes(true),
+    helm: charts,
 };
 
 const CODE: &[Case] = cases! {
@@ -51,6 +63,12 @@ const CODE: &[Case] = cases! {
         broken_pods_say_why,
         a_cordoned_node_takes_no_pods,
         a_deleted_namespace_takes_everything_with_it,
+    }
+    "kube-runtime": kube_runtime {
+        a_watcher_begins_with_what_is_there_and_follows,
+        a_reflector_mirrors_the_cluster,
+        a_controller_with_a_finalizer_owns_and_tidies,
+        pods_are_awaited_entered_and_read,
     }
     "two-nodes": two_nodes {
         services_reach_pods_on_both_nodes,

@@ -37,9 +37,9 @@ struct Run {
     /// Only the cases of this group
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
-    /// Only the cases whose name contains this
+    /// Only the cases whose name contains this; repeat it for more
     #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    only: Vec<String>,
     /// The kubectl to drive; repeat it to run the suite with each
     #[arg(long, value_name = "PATH", default_value = "kubectl")]
     kubectl: Vec<PathBuf>,
@@ -112,7 +112,7 @@ async fn run(cli: Cli) -> Result<bool> {
     let run = cli.run;
     let wanted = |case: &&Case| {
         run.group.as_deref().is_none_or(|g| case.group == g)
-            && run.only.as_deref().is_none_or(|o| case.name.contains(o))
+            && (run.only.is_empty() || run.only.iter().any(|o| case.name.contains(o.as_str())))
     };
     let cases: Vec<&Case> = cases::all().filter(wanted).collect();
     if cases.is_empty() {

@@ -131,6 +131,18 @@ fn matches(expected: &[String], actual: &[String], namespace: &str, node: &str) 
     Ok(pattern(first, namespace, node)?.is_match(line) && matches(rest, others, namespace, node)?)
 }
 
+/// The first expected line that the output cannot be brought to agree with.
+fn first_difference<'e>(expected: &'e [String], actual: &[String], namespace: &str, node: &str) -> Result<&'e str> {
+    for (i, line) in expected.iter().enumerate() {
+        let mut so_far = expected[..=i].to_vec();
+        so_far.push("...".to_owned());
+        if !matches(&so_far, actual, namespace, node)? {
+            return Ok(line);
+        }
+    }
+    Ok("no further line")
+}
+
 fn words(line: &str) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -234,6 +246,8 @@ impl Shell {
                 if code != step.code {
                     writeln!(text, "  exit code {code}, expected {}", step.code)?;
                 }
+                let difference = first_difference(&expected, &actual, &sandbox.namespace, &self.node)?;
+                writeln!(text, "  expected (-), printed (+); first difference: {difference}")?;
                 step.output.iter().try_for_each(|l| writeln!(text, "  - {l}"))?;
                 output.lines().take(60).try_for_each(|l| writeln!(text, "  + {l}"))?;
                 return Ok(Some(text));

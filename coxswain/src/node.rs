@@ -32,6 +32,8 @@ pub struct Settings {
     pub client_ca: PathBuf,
     /// Below which free memory and disk pods are evicted, by upstream's signals.
     pub eviction_hard: BTreeMap<String, String>,
+    /// The percentage of disk usage from which unused images are removed.
+    pub image_gc_high_threshold: i32,
     /// Certificate and key of the kubelet's server; one of its own making without.
     pub serving: Option<(PathBuf, PathBuf)>,
 }
@@ -123,6 +125,7 @@ fn kubelet_config(settings: &Settings, endpoint: String) -> coxswain_kubelet::Co
     inner.container_runtime_endpoint = endpoint;
     inner.cgroup_root = cgroup_root(&settings.data_dir);
     inner.eviction_hard = settings.eviction_hard.clone();
+    inner.image_gc_high_threshold_percent = settings.image_gc_high_threshold;
     inner.authentication.x509.client_ca_file = settings.client_ca.display().to_string();
     if let Some((cert, key)) = &settings.serving {
         inner.tls_cert_file = cert.display().to_string();
@@ -192,6 +195,14 @@ pub fn node_arguments(command: Command) -> Command {
                        its network is yours to set up [default: a containerd of its own]",
         ))
         .arg(
+            Arg::new("image-gc-high-threshold")
+                .long("image-gc-high-threshold")
+                .value_name("PERCENT")
+                .default_value("85")
+                .value_parser(clap::value_parser!(i32).range(0..=100))
+                .help("Disk usage from which images that no container uses are removed; 100 keeps them all"),
+        )
+        .arg(
             Arg::new("eviction-hard")
                 .long("eviction-hard")
                 .value_name("SIGNAL<AMOUNT,…")
@@ -227,6 +238,10 @@ pub fn node_ip(matches: &ArgMatches) -> Result<IpAddr> {
 
 pub fn image_archives(matches: &ArgMatches) -> Vec<PathBuf> {
     matches.get_many::<String>("image-archive").into_iter().flatten().map(PathBuf::from).collect()
+}
+
+pub fn image_gc_high_threshold(matches: &ArgMatches) -> i32 {
+    matches.get_one::<i32>("image-gc-high-threshold").copied().unwrap_or(85)
 }
 
 /// `--eviction-hard` as upstream's kubelet takes it.
@@ -319,6 +334,7 @@ pub fn join(matches: &ArgMatches) -> Result<()> {
         cluster_domain: text("cluster-domain"),
         client_ca: data_dir.join("pki/ca.crt"),
         eviction_hard: eviction_hard(matches)?,
+        image_gc_high_threshold: image_gc_high_threshold(matches),
         serving: None,
         data_dir: data_dir.clone(),
     };

@@ -106,6 +106,7 @@ struct Plan {
     kubectl_context: bool,
     stop_pods: bool,
     eviction_hard: BTreeMap<String, String>,
+    image_gc_high_threshold: i32,
 }
 
 impl Plan {
@@ -140,6 +141,7 @@ impl Plan {
             kubectl_context: matches.get_flag("kubectl-context"),
             stop_pods: matches.get_flag("stop-pods"),
             eviction_hard: node::eviction_hard(matches)?,
+            image_gc_high_threshold: node::image_gc_high_threshold(matches),
         })
     }
 
@@ -446,6 +448,7 @@ fn start_nodes(
         cluster_domain: plan.cluster_domain.clone(),
         client_ca: keys.authority.cert_path.clone(),
         eviction_hard: plan.eviction_hard.clone(),
+        image_gc_high_threshold: plan.image_gc_high_threshold,
         serving: Some((keys.kubelet_serving.cert_path.clone(), keys.kubelet_serving.key_path.clone())),
     };
     let clients = node::Clients {

@@ -104,7 +104,9 @@ async fn collect_images(kubelet: &Kubelet) {
         }
         let Some(disk) = image_file_system(kubelet).await else { continue };
         let used_percent = 100 - (disk.available_bytes * 100 / disk.capacity_bytes.max(1)) as i32;
-        if used_percent < settings.image_gc_high_threshold_percent {
+        // 100 means never, as upstream has it.
+        let threshold = settings.image_gc_high_threshold_percent;
+        if used_percent < threshold || threshold == 100 {
             continue;
         }
         let wanted_free =

@@ -28,16 +28,9 @@ impl Front {
         }
         let mut items = Vec::new();
         for (name, port) in COMPONENTS {
-            let mut tree = self.component(name, port).await;
-            if let Some(map) = tree.as_object_mut() {
-                map.remove("kind");
-                map.remove("apiVersion");
-            }
-            items.push(tree);
+            items.push(self.component(name, port).await);
         }
-        let tree = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": items});
-        let bytes = crate::convert::any_document(&tree, encoder.accepted)?;
-        Ok(crate::respond::answer(StatusCode::OK, encoder.accepted.media.content_type(), bytes))
+        encoder.tree_list(items)
     }
 
     async fn component(&self, name: &str, port: u16) -> Value {

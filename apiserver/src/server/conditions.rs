@@ -4,6 +4,7 @@
 //!
 //! One task looks again whenever one of the resources changed on which a condition depends.
 
+use super::api_services;
 use super::bootstrap::send;
 use crate::front::Front;
 use crate::objects::Objects;
@@ -19,26 +20,36 @@ const FLOW: &str = "flowcontrol.apiserver.k8s.io";
 const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 /// Changes come in bursts; they are looked at together.
 const GATHER: Duration = Duration::from_millis(100);
+/// How soon the registration of what is built in is tried again.
+const RETRY: Duration = Duration::from_millis(500);
 
 pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>) {
     let store = |group: &str, plural: &str| front.store(group, plural);
-    let (Some(schemas), Some(levels), Some(api_services), Some(services)) = (
+    let (Some(schemas), Some(levels), Some(api_services), Some(services), Some(definitions)) = (
         store(FLOW, "flowschemas"),
         store(FLOW, "prioritylevelconfigurations"),
         store("apiregistration.k8s.io", "apiservices"),
         store("", "services"),
+        store("apiextensions.k8s.io", "customresourcedefinitions"),
     ) else {
         return;
     };
+    while let Err(why) = api_services::register_builtin(&*objects, &front.resources.index(), &api_services).await {
+        tracing::warn!(%why, "built-in API services could not be registered");
+        tokio::time::sleep(RETRY).await;
+    }
     let mut progress = schemas.feed().subscribe();
-    let mut seen = [Revision(0); 4];
+    let mut seen = [Revision(0); 5];
     loop {
-        let now = [&schemas, &levels, &api_services, &services].map(|s| s.cache().changed());
+        let now = [&schemas, &levels, &api_services, &services, &definitions].map(|s| s.cache().changed());
         if now != seen {
             let flows =
                 async { if now[..2] != seen[..2] { dangling(&*objects, &schemas, &levels).await } else { Ok(()) } };
             let apis = async {
-                if now[2..] != seen[2..] { available(&*objects, &api_services, &services).await } else { Ok(()) }
+                if now[2] != seen[2] || now[4] != seen[4] {
+                    api_services::register_custom(&*objects, &definitions, &api_services).await?;
+                }
+                if now[2..4] != seen[2..4] { available(&*objects, &api_services, &services).await } else { Ok(()) }
             };
             let (flows, apis) = tokio::join!(flows, apis);
             match flows.and(apis) {
@@ -54,7 +65,7 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>) {
     }
 }
 
-fn all(store: &Store) -> Vec<Arc<Value>> {
+pub(super) fn all(store: &Store) -> Vec<Arc<Value>> {
     store.cache().snapshot(store.feed().progress()).objects.values().map(|o| o.tree()).collect()
 }
 
