@@ -72,7 +72,7 @@ if [ "${1:-}" = --inside ]; then
 fi
 
 dev/install-clients.sh
-cargo build -p coxswain -p conformance
+cargo build --workspace
 export CLIENT_SUITES="$*"
 if [ -n "${CLIENTS_OF:-}" ]; then exec "$0" --inside $CLIENTS_OF; fi
 if [ "$(id -u)" -ne 0 ]; then

@@ -98,7 +98,7 @@ def patches_of_every_type_are_applied(ns):
     patch = {"spec": {"template": {"spec": {"containers": [{"name": "two", "image": IMAGE}]}}}}
     containers = apps.patch_namespaced_deployment("d", ns, patch).spec.template.spec.containers
     assert sorted(c.name for c in containers) == ["one", "two"]
-    assert apps.patch_namespaced_deployment_scale("d", ns, {"spec": {"replicas": 0}}).spec.replicas == 0
+    assert apps.patch_namespaced_deployment_scale("d", ns, {"spec": {"replicas": 0}}).status.replicas == 0
 
 
 @check

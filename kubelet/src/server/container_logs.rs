@@ -1,6 +1,6 @@
 //! `/containerLogs`: what `kubectl logs` shows (upstream: `server.go: getContainerLogs`, `kubelet_pods.go: validateContainerLogStatus`).
 
-use super::{Body, Query, error, stream_body};
+use super::{Body, Query, error, stream_body, text};
 use crate::kubelet::Kubelet;
 use crate::logs::{self, LogOptions};
 use crate::pod::{self, PodExt};
@@ -24,7 +24,7 @@ pub(super) async fn answer(
 ) -> Response<Body> {
     let options = match options(query) {
         Ok(options) => options,
-        Err(message) => return error(StatusCode::BAD_REQUEST, message),
+        Err(message) => return text(StatusCode::BAD_REQUEST, message),
     };
     let Some(handle) = kubelet.find(namespace, pod_name) else {
         return error(
@@ -40,7 +40,7 @@ pub(super) async fn answer(
     }
     let id = match container_id(&handle.status(), pod_name, container, query.flag("previous")) {
         Ok(id) => id,
-        Err(message) => return error(StatusCode::BAD_REQUEST, message),
+        Err(message) => return text(StatusCode::BAD_REQUEST, message),
     };
     let status = match kubelet.runtime.container_status(&id).await {
         Ok(status) => status,
