@@ -115,9 +115,9 @@ pub async fn a_controller_with_a_finalizer_owns_and_tidies(s: &Sandbox<'_>) -> R
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     let definition: CustomResourceDefinition = serde_json::from_value(json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("boats.{group}")},
+        "metadata": {"name": format!("dinghies.{group}")},
         "spec": {
-            "group": group, "scope": "Namespaced", "names": {"plural": "boats", "singular": "boat", "kind": "Boat"},
+            "group": group, "scope": "Namespaced", "names": {"plural": "dinghies", "singular": "dinghy", "kind": "Dinghy"},
             "versions": [{
                 "name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
                 "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
@@ -129,7 +129,7 @@ pub async fn a_controller_with_a_finalizer_owns_and_tidies(s: &Sandbox<'_>) -> R
     let established = await_condition(definitions.clone(), &name, conditions::is_crd_established());
     timeout(WAIT, established).await.context("the definition was never established")??;
 
-    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(&group, "v1", "Boat"));
+    let kind = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(&group, "v1", "Dinghy"), "dinghies");
     let boats: Api<DynamicObject> = Api::namespaced_with(client.clone(), &s.namespace, &kind);
     let owned: Api<ConfigMap> = Api::namespaced(client.clone(), &s.namespace);
     let context = Arc::new(Boats {
