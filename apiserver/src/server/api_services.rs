@@ -68,7 +68,10 @@ pub async fn register_builtin(objects: &dyn Objects, index: &Index, api_services
 /// Registers what definitions define, and removes what none defines any more.
 pub async fn register_custom(objects: &dyn Objects, definitions: &Store, api_services: &Store) -> Result<(), String> {
     let mut wanted = BTreeSet::new();
-    for definition in super::conditions::all(definitions) {
+    let snapshot = definitions.cache().snapshot(definitions.feed().progress());
+    for object in snapshot.objects.values() {
+        // One tree at a time: definitions are large, and there may be a thousand of them.
+        let definition = object.tree();
         let group = definition.pointer("/spec/group").and_then(Value::as_str).unwrap_or_default();
         let versions = definition.pointer("/spec/versions").and_then(Value::as_array).into_iter().flatten();
         for version in versions.filter(|v| v["served"] == true).filter_map(|v| v["name"].as_str()) {
