@@ -31,8 +31,10 @@ if [[ $parts == *cluster* ]]; then
         echo "The cluster tests need root for network namespaces and containers: run them with sudo." >&2
         exit 1
     fi
-    kubectls=()
-    for kubectl in .cache/bin/kubectl-*; do kubectls+=(--kubectl "$PWD/$kubectl"); done
+    # The oldest and the newest kubectl at hand.
+    mapfile -t versions < <(ls .cache/bin/kubectl-1.* | sort -V)
+    kubectls=(--kubectl "$PWD/${versions[0]}")
+    [ "${#versions[@]}" -lt 2 ] || kubectls+=(--kubectl "$PWD/${versions[-1]}")
     step "A Deployment, from kubectl to running containers behind a Service"
     dev/in-namespace.sh dev/with-cluster.sh target/debug/conformance --group first-light "${kubectls[@]}"
     step "kill -9 of the whole control plane under load, ${FAULT_ROUNDS:-50} times"
