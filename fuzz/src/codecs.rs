@@ -37,11 +37,15 @@ fn canonical(value: &Value, schema: &StructRef) -> Value {
     canonical
 }
 
-/// Untyped numbers as they are read back: Go writes a whole float without a fraction.
+/// What is the same once it is written: an empty list and none, and untyped numbers, of which Go writes a whole float
+/// without a fraction.
 fn alike(value: &Value) -> Value {
     match value {
         Value::Array(items) => items.iter().map(alike).collect(),
-        Value::Object(map) => Value::Object(map.iter().map(|(k, v)| (k.clone(), alike(v))).collect()),
+        Value::Object(map) => {
+            let told = map.iter().filter(|(_, v)| !v.is_null() && v.as_array().is_none_or(|items| !items.is_empty()));
+            Value::Object(told.map(|(k, v)| (k.clone(), alike(v))).collect())
+        }
         Value::Number(n) if n.is_f64() => {
             let mut text = Vec::new();
             json::encode_value(value, &mut text);
