@@ -90,11 +90,11 @@ pub(crate) fn merge_patch(bytes: &[u8]) {
 }
 
 /// Adds directives to a patch here and there.
-fn with_directives(source: &mut Source<'_>, value: &mut Value, depth: usize) {
+fn with_directives(source: &mut Source<'_>, value: &mut Value) {
     match value {
         Value::Object(map) => {
             for (_, inner) in map.iter_mut() {
-                with_directives(source, inner, depth + 1);
+                with_directives(source, inner);
             }
             let keys: Vec<String> = map.keys().cloned().collect();
             match source.byte() {
@@ -118,7 +118,7 @@ fn with_directives(source: &mut Source<'_>, value: &mut Value, depth: usize) {
                 _ => {}
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| with_directives(source, item, depth + 1)),
+        Value::Array(items) => items.iter_mut().for_each(|item| with_directives(source, item)),
         _ => {}
     }
 }
@@ -138,7 +138,7 @@ pub(crate) fn strategic_merge_patch(bytes: &[u8]) {
         document,
         "an empty patch changes something"
     );
-    with_directives(&mut source, &mut change, 0);
+    with_directives(&mut source, &mut change);
     if let Ok(patched) = patch::strategic(&document, &change, schema) {
         let _ = json::decode_tree(&patched, schema);
     }

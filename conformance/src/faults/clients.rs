@@ -166,7 +166,7 @@ mod tests {
         fn carry_out(&self, key: &str, call: &Call) -> Answer {
             let mut state = self.state.lock().unwrap();
             state.calls += 1;
-            let flaw = (state.calls % 31 == 0).then_some(self.flaw);
+            let flaw = state.calls.is_multiple_of(31).then_some(self.flaw);
             let now = state.objects.get(key).copied();
             let holds = |from: &Version| now == Some(*from) || flaw == Some(Flaw::IgnoresExpectations);
             let answer = match call {

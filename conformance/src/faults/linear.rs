@@ -125,9 +125,8 @@ impl Events {
 fn likes(operations: &[Operation]) -> Vec<Option<usize>> {
     let mut observed: HashSet<u64> = HashSet::new();
     for operation in operations {
-        match (&operation.call, &operation.answer) {
-            (_, Answer::Got(Some(version)) | Answer::Put(version)) => drop(observed.insert(version.id)),
-            _ => {}
+        if let Answer::Got(Some(version)) | Answer::Put(version) = &operation.answer {
+            observed.insert(version.id);
         }
         if let Call::Update { from, .. } | Call::Delete { from: Some(from) } = &operation.call {
             observed.insert(from.id);

@@ -22,7 +22,7 @@ impl Process {
     }
 
     /// As another user, which Postgres insists on.
-    pub fn as_user(mut self, user: &str) -> Process {
+    pub fn run_by(mut self, user: &str) -> Process {
         let mut arguments = vec![format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".to_owned()];
         arguments.push(self.program.display().to_string());
         arguments.append(&mut self.arguments);

@@ -199,7 +199,7 @@ async fn postgres(directory: &Path, data: &Path, clock: Option<&Clock>) -> Resul
     let bin = |name: &str| postgres_program(name).with_context(|| format!("no {name} of Postgres found"));
     let make = |program: PathBuf, arguments: Vec<String>, log: &str| {
         let process = Process::new(program, arguments, directory.join(log)).with_clock(clock);
-        if is_root { process.as_user("postgres") } else { process }
+        if is_root { process.run_by("postgres") } else { process }
     };
     let mut arguments = strings(&["--username=coxswain", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]);
     arguments.extend(["-D".to_owned(), data.display().to_string()]);
