@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a command as on a machine of its own: own network (one interface without uplink, node address 192.168.250.2),
-# own mounts under /run and /var/lib/cni, own processes. When the command ends, everything it started ends with it, and
+# own mounts under /run, /var/lib/cni and /dev/shm, own processes. When the command ends, everything it started ends with it, and
 # nothing stays behind on this machine.
 #
 #   dev/in-namespace.sh COMMAND [ARGS…]
@@ -32,6 +32,8 @@ unshare --net --mount --pid --fork --kill-child=SIGKILL --mount-proc --propagati
         mkdir -p /var/lib/cni
         mount --bind "$scratch/run" /run
         mount --bind "$scratch/cni" /var/lib/cni
+        # Names there are made of process numbers, which begin anew in here.
+        mount -t tmpfs -o mode=1777 tmpfs /dev/shm
         mount --make-rshared /
         ip link set lo up
         ip link add eth0 type veth peer name uplink0

@@ -21,9 +21,12 @@ impl Process {
         Process { program: program.into(), arguments, environment: Vec::new(), log, child: None }
     }
 
-    /// As another user, which Postgres insists on.
+    /// As another user, which Postgres insists on. The environment so far begins with the program: a shifted clock that the
+    /// change of users saw already would leave its memory to root.
     pub fn run_by(mut self, user: &str) -> Process {
         let mut arguments = vec![format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".to_owned()];
+        arguments.push("env".to_owned());
+        arguments.extend(self.environment.drain(..).map(|(name, value)| format!("{name}={value}")));
         arguments.push(self.program.display().to_string());
         arguments.append(&mut self.arguments);
         (self.program, self.arguments) = ("setpriv".into(), arguments);
