@@ -20,6 +20,7 @@ need tar tar
 need curl curl
 need openssl openssl
 need etcd etcd-server
+need etcdctl etcd-client
 need faketime faketime
 need nsenter util-linux
 if ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then want+=(postgresql); fi
