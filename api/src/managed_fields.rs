@@ -118,14 +118,18 @@ fn is_reset(entries: Option<&Value>) -> bool {
 /// upstream's does.
 pub fn update(write: &Write<'_>, live: Option<&Value>, new: &mut Value) {
     let given = take_entries(new);
-    let from_live = || live.and_then(entries_of).and_then(|e| Managed::decode(Some(e)).ok()).unwrap_or_default();
+    let entries = live.and_then(entries_of);
+    let from_live = || Managed::decode(entries.cloned()).unwrap_or_default();
     let mut managed = if !write.subresource.is_empty() {
-        // The list of the main resource is not to be set by way of a subresource.
-        from_live()
+        // The list of the main resource is not to be set by way of a subresource; mostly nobody tried, and then it is at hand.
+        match given {
+            Some(given) if Some(&given) == entries => Managed::decode(Some(given)).unwrap_or_default(),
+            _ => from_live(),
+        }
     } else if is_reset(given.as_ref()) {
         Managed::default()
     } else {
-        match Managed::decode(given.as_ref()) {
+        match Managed::decode(given) {
             Ok(managed) if !managed.is_empty() => managed,
             _ => from_live(),
         }

@@ -10,6 +10,7 @@ pub mod forms;
 pub mod layout;
 pub mod metrics;
 pub mod object;
+pub mod recent;
 pub mod value;
 
 use crate::cache::{Cache, Feed};
@@ -167,6 +168,11 @@ impl Store {
         };
         // The watch cache may have seen this commit already and made the object of it; otherwise it takes ours.
         Ok(self.cache.adopt(&key, revision, || Object::new(key.clone(), self.prefix.len(), revision, &json, facts)))
+    }
+
+    /// Takes the tree that `object` was made of, which is about to be changed again as likely as not.
+    pub fn remember(&self, object: &Object, tree: Value) {
+        object.remember(tree, self.feed.recent_trees());
     }
 
     /// Whether an object lies in the store in another form than it would be written in now: then it is written again even

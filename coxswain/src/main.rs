@@ -12,6 +12,7 @@ mod kubeconfig;
 mod load_balancer_addresses;
 mod logging;
 mod machine;
+mod memory_copies;
 mod node;
 mod node_network;
 mod pki;
@@ -32,6 +33,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    memory_copies::make_fast(&args);
     let called = args.first().map(Path::new).and_then(Path::file_name).and_then(|n| n.to_str()).unwrap_or_default();
     let by_name = Component::ALL.into_iter().find(|c| c.name() == called);
     let outcome = match by_name {

@@ -35,7 +35,7 @@ pub fn apply(write: &Write<'_>, live: Option<&Value>, config: &Value, force: boo
             object
         }
     };
-    let mut managed = Managed::decode(entries_of(&live))
+    let mut managed = Managed::decode(entries_of(&live).cloned())
         .map_err(|e| Status::new(500, "", format!("failed to decode managed fields: {e}")))?;
     take_entries(&mut live);
     if managed.is_empty() {

@@ -86,9 +86,12 @@ impl Managed {
     }
 
     /// Reads the list.
-    pub(super) fn decode(list: Option<&Value>) -> Result<Self, String> {
+    pub(super) fn decode(list: Option<Value>) -> Result<Self, String> {
         let mut managed = Managed::default();
-        for (i, entry) in list.and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let Some(Value::Array(list)) = list else { return Ok(managed) };
+        for (i, mut entry) in list.into_iter().enumerate() {
+            let mut take = |name| entry.get_mut(name).map(Value::take).unwrap_or_default();
+            let (wire, time) = (take("fieldsV1"), take("time"));
             let text = |name| entry.get(name).and_then(Value::as_str).unwrap_or_default();
             let operation = match text("operation") {
                 "Apply" => Operation::Apply,
@@ -107,9 +110,8 @@ impl Managed {
                 api_version: if operation == Operation::Apply { "".into() } else { api_version.into() },
                 subresource: text("subresource").into(),
             };
-            let wire = entry.get("fieldsV1").cloned().unwrap_or_default();
             let set = Set::from_fields_v1(&wire).map_err(|e| format!("error decoding set: {e}"))?;
-            let time = entry.get("time").filter(|t| !t.is_null()).cloned();
+            let time = Some(time).filter(|t| !t.is_null());
             let api_version = api_version.into();
             managed.entries.insert(id, Entry { api_version, time, wire: Some(wire), set: set.into() });
         }
@@ -215,5 +217,5 @@ impl Managed {
 
 /// Checks a list given by a client as upstream's `ValidateManagedFields` of field managers does.
 pub fn validate_entries(list: &Value) -> Result<(), String> {
-    Managed::decode(Some(list)).map(|_| ())
+    Managed::decode(Some(list.clone())).map(|_| ())
 }

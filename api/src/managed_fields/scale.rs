@@ -20,7 +20,7 @@ fn path_in<'a>(mappings: Mappings<'a>, version: &str) -> Option<Option<Vec<PathE
 
 /// The entries of the `Scale`: whoever owns the number of replicas of the object.
 pub fn to_scale(parent: Option<&Value>, mappings: Mappings<'_>) -> Result<Option<Value>, String> {
-    let managed = Managed::decode(parent)?;
+    let managed = Managed::decode(parent.cloned())?;
     let mut out = Managed::default();
     for (id, entry) in managed.entries {
         if let Some(Some(path)) = path_in(mappings, &entry.api_version)
@@ -43,8 +43,8 @@ pub fn to_parent(
     api_version: &str,
     mappings: Mappings<'_>,
 ) -> Result<Option<Value>, String> {
-    let managed = Managed::decode(parent)?;
-    let mut scaled = Managed::decode(scale)?;
+    let managed = Managed::decode(parent.cloned())?;
+    let mut scaled = Managed::decode(scale.cloned())?;
     let mut out = Managed::default();
     for (id, mut entry) in managed.entries {
         let Some(path) = path_in(mappings, &entry.api_version) else { continue };

@@ -4,6 +4,7 @@
 //! cache has, whether or not its resource changed. So a consistent read of any resource waits for one number.
 
 use super::Objects;
+use crate::store::recent::RecentTrees;
 use crate::store::{Layout, Object, Store, storage_status};
 use arc_swap::ArcSwap;
 use coxswain_api::Status;
@@ -32,6 +33,7 @@ pub struct Feed {
     progress: watch::Sender<Revision>,
     /// Held while changes are applied, and by whoever adds or removes a resource.
     gate: tokio::sync::Mutex<()>,
+    recent_trees: RecentTrees,
 }
 
 impl Feed {
@@ -42,7 +44,13 @@ impl Feed {
             stores: ArcSwap::default(),
             progress: watch::Sender::new(Revision(0)),
             gate: tokio::sync::Mutex::new(()),
+            recent_trees: RecentTrees::default(),
         })
+    }
+
+    /// What writers of any resource just wrote, in one bound.
+    pub fn recent_trees(&self) -> &RecentTrees {
+        &self.recent_trees
     }
 
     /// How the objects of all resources lie in the store.

@@ -120,6 +120,7 @@ impl Pipeline {
                 if let Some(taken) = taken {
                     taken.keep();
                 }
+                store.remember(&stored, object);
                 Ok(Outcome::Stored(stored))
             }
             Err(CommitError::Conflict(Some(existing))) => Err(exists(call, &name, &generated, &existing)),

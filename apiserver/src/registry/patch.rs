@@ -119,8 +119,11 @@ impl Patch {
     /// Makes the patched tree canonical, and reports what does not belong there.
     fn decoded(&self, call: &Call, shape: Shape<'_>, mut patched: Value, current: &Value) -> Result<Value, Status> {
         // What is as it was is canonical already, if it comes from the store.
-        let unchanged =
-            if call.served.is_hub() && call.is_whole() { take_unchanged(&mut patched, current) } else { Map::new() };
+        let unchanged = if call.served.is_hub() && call.is_whole() {
+            self.take_unchanged(&mut patched, current)
+        } else {
+            Map::new()
+        };
         let decoded = codec::json::decode_tree(&patched, shape.schema);
         let refused = |why: String, unchanged: Map<String, Value>| {
             let shown = match self.kind {
@@ -146,6 +149,19 @@ impl Patch {
         let mut object = with(decoded.value, unchanged);
         decode::stamp(&mut object, shape);
         Ok(object)
+    }
+
+    /// Takes out of a patched tree the fields at its top that are equal to those of the tree before.
+    fn take_unchanged(&self, patched: &mut Value, current: &Value) -> Map<String, Value> {
+        let (Some(patched), Some(current)) = (patched.as_object_mut(), current.as_object()) else { return Map::new() };
+        // A merge patch says at its top what it leaves alone; after others it takes a look.
+        let untouched = |key: &str| self.kind == PatchKind::Merge && self.value.get(key).is_none();
+        let same: Vec<String> = patched
+            .iter()
+            .filter(|(k, v)| untouched(k) || current.get(*k) == Some(*v))
+            .map(|(k, _)| k.clone())
+            .collect();
+        same.into_iter().filter_map(|key| patched.remove_entry(&key)).collect()
     }
 
     fn apply_configuration(
@@ -215,14 +231,6 @@ impl Pipeline {
         let (outcome, created) = self.change(call, call.name(), &rules, &patch).await?;
         Ok(Reply { code: if created { 201 } else { 200 }, content: outcome.content() })
     }
-}
-
-/// Takes out of a patched tree the fields at its top that are equal to those of the tree before.
-fn take_unchanged(patched: &mut Value, current: &Value) -> Map<String, Value> {
-    let (Some(patched), Some(current)) = (patched.as_object_mut(), current.as_object()) else { return Map::new() };
-    let same: Vec<String> =
-        patched.iter().filter(|(k, v)| current.get(*k) == Some(*v)).map(|(k, _)| k.clone()).collect();
-    same.into_iter().filter_map(|key| patched.remove_entry(&key)).collect()
 }
 
 fn with(mut tree: Value, fields: Map<String, Value>) -> Value {

@@ -192,6 +192,7 @@ impl Pipeline {
         if let Some(taken) = taken {
             taken.keep();
         }
+        call.store().remember(&stored, object);
         Ok((Outcome::Stored(stored), false))
     }
 

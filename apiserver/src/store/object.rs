@@ -1,6 +1,7 @@
 //! One version of one object: its bytes, and the few facts that selectors and indexes need.
 
 use super::forms::{Form, Forms};
+use super::recent::RecentTrees;
 use crate::registry::resource::Resource;
 use bytes::Bytes;
 use coxswain_api::Value;
@@ -159,6 +160,15 @@ impl Object {
         let tree = Arc::new(self.to_tree());
         *slot = Arc::downgrade(&tree);
         tree
+    }
+
+    /// Takes the tree that the object was made of, so that the next reader need not parse it.
+    pub(super) fn remember(&self, mut tree: Value, recent: &RecentTrees) {
+        crate::registry::metadata::set(&mut tree, "resourceVersion", self.revision.to_string());
+        debug_assert_eq!(tree, self.to_tree(), "what is written of {} is not what is read", self.key);
+        let tree = Arc::new(tree);
+        *self.tree.lock() = Arc::downgrade(&tree);
+        recent.keep(tree, self.line.len());
     }
 
     /// The hub tree with its resourceVersion, for a caller that goes on to change it.
