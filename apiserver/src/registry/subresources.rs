@@ -44,7 +44,10 @@ impl Pipeline {
                 return Ok(object);
             }
             match store.update(&object, &tree, store.strategy.ttl(&tree)).await {
-                Ok(stored) => return Ok(stored),
+                Ok(stored) => {
+                    store.remember(&stored, tree);
+                    return Ok(stored);
+                }
                 Err(CommitError::Conflict(now)) => current = now,
                 Err(CommitError::Refused(status)) => return Err(status),
             }

@@ -157,7 +157,7 @@ impl Object {
         if let Some(tree) = slot.upgrade() {
             return tree;
         }
-        let tree = Arc::new(self.to_tree());
+        let tree = Arc::new(self.parse());
         *slot = Arc::downgrade(&tree);
         tree
     }
@@ -165,7 +165,7 @@ impl Object {
     /// Takes the tree that the object was made of, so that the next reader need not parse it.
     pub(super) fn remember(&self, mut tree: Value, recent: &RecentTrees) {
         crate::registry::metadata::set(&mut tree, "resourceVersion", self.revision.to_string());
-        debug_assert_eq!(tree, self.to_tree(), "what is written of {} is not what is read", self.key);
+        debug_assert_eq!(tree, self.parse(), "what is written of {} is not what is read", self.key);
         let tree = Arc::new(tree);
         *self.tree.lock() = Arc::downgrade(&tree);
         recent.keep(tree, self.line.len());
@@ -173,6 +173,11 @@ impl Object {
 
     /// The hub tree with its resourceVersion, for a caller that goes on to change it.
     pub fn to_tree(&self) -> Value {
+        let kept = self.tree.lock().upgrade();
+        kept.map_or_else(|| self.parse(), Arc::unwrap_or_clone)
+    }
+
+    fn parse(&self) -> Value {
         coxswain_api::codec::json::read_back(&self.line)
             .expect("the bytes of an object were made by an encoder or parsed before")
     }
