@@ -57,12 +57,13 @@ for node in a bdata; do
         >"$dir/$node/containerd/certs.d/registry.k8s.io/hosts.toml"
 done
 "$binary" up --data-dir "$dir/a" --node-name node-a --node-ip 192.168.252.1 --image-archive target/images.tar \
-    --eviction-hard "memory.available<50Mi" >"$dir/a.log" 2>&1 &
+    --eviction-hard "memory.available<50Mi" --image-gc-high-threshold 100 >"$dir/a.log" 2>&1 &
 wait_for 60 "node A" grep -q '^ready' "$dir/a.log"
 token=$("$binary" join-command --data-dir "$dir/a")
 # shellcheck disable=SC2086
 on_b "$binary" $token --data-dir "$dir/bdata" --node-name node-b --node-ip 192.168.252.2 \
-    --image-archive "$PWD/target/images.tar" --eviction-hard "memory.available<50Mi" >"$dir/b.log" 2>&1 &
+    --image-archive "$PWD/target/images.tar" --eviction-hard "memory.available<50Mi" --image-gc-high-threshold 100 \
+    >"$dir/b.log" 2>&1 &
 kubectl=$(ls .cache/bin/kubectl-* | tail -n 1)
 get_nodes() { "$kubectl" --kubeconfig "$dir/a/admin.kubeconfig" get nodes "$@"; }
 # The taints of a node that is not ready yet outlast that by a moment.

@@ -8,8 +8,14 @@ use crate::registry::resource::Resource;
 use crate::store::Store;
 use arc_swap::ArcSwap;
 use coxswain_api::catalogue::ResourceType;
+use coxswain_storage::Revision;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a request waits at most for definitions that were seen but are not served yet.
+const CATCH_UP_MAX: Duration = Duration::from_secs(2);
 
 /// One resource as one version serves it.
 pub struct Served {
@@ -89,11 +95,31 @@ impl Index {
 pub struct Resources {
     index: ArcSwap<Index>,
     writer: parking_lot::Mutex<()>,
+    /// Up to which change of a definition the table is right.
+    reached: watch::Sender<Revision>,
 }
 
 impl Resources {
     pub fn new(index: Index) -> Self {
-        Self { index: ArcSwap::from_pointee(index), writer: parking_lot::Mutex::new(()) }
+        Self { index: ArcSwap::from_pointee(index), ..Self::default() }
+    }
+
+    /// The table now has what the definitions said at this revision.
+    pub fn reached(&self, revision: Revision) {
+        self.reached.send_replace(revision);
+    }
+
+    /// Waits, but not for long, until the table has what the definitions say that clients can see by now: who has seen
+    /// that a kind is established expects it to be served. True if there was anything to wait for.
+    pub async fn catch_up(&self) -> bool {
+        let Some(definitions) = self.store("apiextensions.k8s.io", "customresourcedefinitions") else { return false };
+        let shown = definitions.cache().changed();
+        if *self.reached.borrow() >= shown {
+            return false;
+        }
+        let mut reached = self.reached.subscribe();
+        let caught_up = tokio::time::timeout(CATCH_UP_MAX, reached.wait_for(|at| *at >= shown)).await;
+        matches!(caught_up, Ok(Ok(_)))
     }
 
     /// The whole table as it is now.

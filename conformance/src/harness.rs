@@ -35,6 +35,8 @@ pub struct Cluster {
     kubeconfig: PathBuf,
     kubectl: PathBuf,
     pub kubectl_version: String,
+    /// Whether shell sessions print what they see.
+    show: bool,
 }
 
 /// A case's own namespace. `kubectl` works in it.
@@ -44,14 +46,14 @@ pub struct Sandbox<'c> {
 }
 
 impl Cluster {
-    pub fn connect(kubeconfig: &Path, kubectl: &Path) -> Result<Self> {
+    pub fn connect(kubeconfig: &Path, kubectl: &Path, show: bool) -> Result<Self> {
         let output = std::process::Command::new(kubectl)
             .args(["version", "--client", "-o", "json"])
             .output()
             .with_context(|| format!("running {}", kubectl.display()))?;
         let version: Value = serde_json::from_slice(&output.stdout).context("reading kubectl's version")?;
         let version = version["clientVersion"]["gitVersion"].as_str().unwrap_or("unknown").to_owned();
-        Ok(Self { kubeconfig: kubeconfig.to_owned(), kubectl: kubectl.to_owned(), kubectl_version: version })
+        Ok(Self { kubeconfig: kubeconfig.to_owned(), kubectl: kubectl.to_owned(), kubectl_version: version, show })
     }
 
     pub async fn run(&self, case: &Case, keep: bool) -> Result<()> {
@@ -151,6 +153,10 @@ impl<'c> Sandbox<'c> {
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         command
+    }
+
+    pub fn shows(&self) -> bool {
+        self.cluster.show
     }
 
     pub fn kubectl_path(&self) -> &Path {

@@ -52,6 +52,9 @@ struct Run {
     /// How many cases run at once, where they leave each other alone
     #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
+    /// Print what the commands of shell sessions print
+    #[arg(long)]
+    show: bool,
     /// Leave the namespaces of failed cases for inspection
     #[arg(long)]
     keep: bool,
@@ -127,7 +130,7 @@ async fn run(cli: Cli) -> Result<bool> {
     let kubeconfig = run.kubeconfig.context("--kubeconfig says which cluster to drive")?;
     let mut report = Vec::new();
     for kubectl in &run.kubectl {
-        let cluster = Cluster::connect(&kubeconfig, kubectl)?;
+        let cluster = Cluster::connect(&kubeconfig, kubectl, run.show)?;
         println!("kubectl {}", cluster.kubectl_version);
         let (alone, together): (Vec<_>, Vec<_>) = cases.iter().copied().partition(|c| c.alone);
         let one = |case| outcome(&cluster, case, run.keep);

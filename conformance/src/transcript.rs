@@ -15,7 +15,8 @@
 //!
 //! Output and errors come in the order they were written. Runs of white space are equal to each other, since the width of
 //! a column depends on its longest value. `<age>`, `<n>`, `<ip>`, `<id>` (one word) and `<any>` stand for what differs from run to run,
-//! `<ns>` and `<node>` for the namespace of the case and the name of the (first) node.
+//! `<ns>` and `<node>` for the namespace of the case and the name of the (first) node, and the names in [`WORDINGS`] for what
+//! kubectl's versions say each in its own way.
 
 use crate::harness::Sandbox;
 use anyhow::{Context, Result, bail};
@@ -28,6 +29,10 @@ use std::time::{Duration, Instant};
 const COMMAND_SECONDS_MAX: u64 = 120;
 /// Later commands mostly fail because of earlier ones.
 const FAILURES_MAX: usize = 12;
+
+/// Words that many commands print, until a minor version and since then.
+const WORDINGS: &[(&str, u32, &str, &str)] =
+    &[("<from>", 34, "", " from <ns> namespace"), ("<annotated>", 28, "annotate", "annotated")];
 
 #[derive(Debug, Default, PartialEq)]
 struct Step {
@@ -116,31 +121,54 @@ fn pattern(line: &str, namespace: &str, node: &str) -> Result<Regex> {
     Ok(Regex::new(&format!("^{}$", words.join(r"\s")))?)
 }
 
-/// Whether the lines are the expected ones; `...` takes as many as it needs.
-fn matches(expected: &[String], actual: &[String], namespace: &str, node: &str) -> Result<bool> {
-    let Some((first, rest)) = expected.split_first() else { return Ok(actual.is_empty()) };
-    if first == "..." {
-        for skip in 0..=actual.len() {
-            if matches(rest, &actual[skip..], namespace, node)? {
-                return Ok(true);
-            }
-        }
-        return Ok(false);
-    }
-    let Some((line, others)) = actual.split_first() else { return Ok(false) };
-    Ok(pattern(first, namespace, node)?.is_match(line) && matches(rest, others, namespace, node)?)
+/// One line of what is expected.
+enum Line {
+    Gap,
+    Like(Regex),
 }
 
-/// The first expected line that the output cannot be brought to agree with.
-fn first_difference<'e>(expected: &'e [String], actual: &[String], namespace: &str, node: &str) -> Result<&'e str> {
-    for (i, line) in expected.iter().enumerate() {
-        let mut so_far = expected[..=i].to_vec();
-        so_far.push("...".to_owned());
-        if !matches(&so_far, actual, namespace, node)? {
-            return Ok(line);
-        }
+fn lines(expected: &[String], minor: u32, namespace: &str, node: &str) -> Result<Vec<Line>> {
+    let line = |line: &String| match line.trim() {
+        "..." => Ok(Line::Gap),
+        text => Ok(Line::Like(pattern(&worded(text, minor), namespace, node)?)),
+    };
+    expected.iter().map(line).collect()
+}
+
+/// An expected line as this minor version words it.
+fn worded(line: &str, minor: u32) -> String {
+    WORDINGS.iter().fold(line.to_owned(), |line, (name, since, before, now)| {
+        line.replace(name, if minor >= *since { now } else { before })
+    })
+}
+
+/// After each number of expected lines, the numbers of printed lines that can be what they describe. A gap takes as many
+/// as it needs.
+fn reachable(expected: &[Line], actual: &[String]) -> Vec<Vec<bool>> {
+    let mut reached = vec![false; actual.len() + 1];
+    reached[0] = true;
+    let mut all = vec![reached];
+    for line in expected {
+        let before = &all[all.len() - 1];
+        let after = (0..=actual.len())
+            .map(|n| match line {
+                Line::Gap => before[..=n].contains(&true),
+                Line::Like(regex) => n > 0 && before[n - 1] && regex.is_match(&actual[n - 1]),
+            })
+            .collect();
+        all.push(after);
     }
-    Ok("no further line")
+    all
+}
+
+/// Whether the printed lines are the expected ones.
+fn matches(expected: &[Line], actual: &[String]) -> bool {
+    reachable(expected, actual).last().is_some_and(|after| after[actual.len()])
+}
+
+/// The number of the first expected line that the output cannot be brought to agree with, if it is not that more was printed.
+fn first_difference(expected: &[Line], actual: &[String]) -> Option<usize> {
+    reachable(expected, actual)[1..].iter().position(|after| !after.contains(&true))
 }
 
 fn words(line: &str) -> String {
@@ -233,12 +261,14 @@ impl Shell {
     /// What differs, if anything.
     async fn check(&self, sandbox: &Sandbox<'_>, step: &Step) -> Result<Option<String>> {
         let end = Instant::now() + Duration::from_secs(step.retry_seconds);
-        let expected: Vec<String> = step.output.iter().map(|l| words(l)).collect();
+        let expected = lines(&step.output, self.kubectl_minor, &sandbox.namespace, &self.node)?;
         loop {
             let (code, output) = self.bash(sandbox, &step.command, COMMAND_SECONDS_MAX).await?;
             let actual: Vec<String> = output.lines().map(words).filter(|l| !l.is_empty()).collect();
-            let same = code == step.code && matches(&expected, &actual, &sandbox.namespace, &self.node)?;
-            if same {
+            if code == step.code && matches(&expected, &actual) {
+                if sandbox.shows() {
+                    println!("$ {}\n{output}? {code}", step.command);
+                }
                 return Ok(None);
             }
             if Instant::now() >= end {
@@ -246,7 +276,7 @@ impl Shell {
                 if code != step.code {
                     writeln!(text, "  exit code {code}, expected {}", step.code)?;
                 }
-                let difference = first_difference(&expected, &actual, &sandbox.namespace, &self.node)?;
+                let difference = first_difference(&expected, &actual).map_or("more was printed", |n| &step.output[n]);
                 writeln!(text, "  expected (-), printed (+); first difference: {difference}")?;
                 step.output.iter().try_for_each(|l| writeln!(text, "  - {l}"))?;
                 output.lines().take(60).try_for_each(|l| writeln!(text, "  + {l}"))?;
@@ -262,8 +292,8 @@ mod tests {
     use super::*;
 
     fn agrees(expected: &str, actual: &str) -> bool {
-        let lines = |text: &str| text.lines().map(words).filter(|l| !l.is_empty()).collect::<Vec<_>>();
-        matches(&lines(expected), &lines(actual), "space", "node-1").unwrap()
+        let read = |text: &str| text.lines().map(words).filter(|l| !l.is_empty()).collect::<Vec<_>>();
+        matches(&lines(&read(expected), 36, "space", "node-1").unwrap(), &read(actual))
     }
 
     #[test]
@@ -277,6 +307,11 @@ mod tests {
         assert!(!agrees("", "unexpected"));
         assert!(agrees("svc <ip> <node>", "svc 10.96.0.1 node-1"));
         assert!(!agrees("(x)", "x"));
+        assert!(agrees("a deleted<from>", "a deleted from space namespace"));
+        assert_eq!(worded("a deleted<from>", 33), "a deleted");
+        let expected = lines(&["a".into(), "...".into(), "z".into()], 36, "space", "node-1").unwrap();
+        assert_eq!(first_difference(&expected, &["a".into(), "b".into()]), Some(2));
+        assert_eq!(first_difference(&expected, &["z".into()]), Some(0));
     }
 
     #[test]

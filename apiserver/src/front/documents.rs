@@ -19,6 +19,9 @@ impl Front {
         }
         let trimmed = path.trim_start_matches('/').strip_suffix('/').unwrap_or(path.trim_start_matches('/'));
         let parts: Vec<&str> = trimmed.split('/').collect();
+        if matches!(parts[0], "apis" | "openapi") {
+            self.resources.catch_up().await;
+        }
         match parts.as_slice() {
             ["" | "index.html"] => self.reads(&incoming, || json!({"paths": self.paths()})),
             ["healthz" | "livez" | "readyz"] => self.health.serve(parts[0], "", query).await,

@@ -15,9 +15,12 @@ use std::sync::Arc;
 
 impl Front {
     pub(super) async fn resource(self: Arc<Self>, mut incoming: Incoming) -> Answer {
-        let index = self.resources.index();
+        let mut index = self.resources.index();
         let info = incoming.ctx.info.clone();
         let accepted = incoming.accepted_or_json();
+        if index.get(&info.group, &info.version, &info.resource).is_none() && self.resources.catch_up().await {
+            index = self.resources.index();
+        }
         if !index.has_group(&info.group) {
             return page_not_found();
         }

@@ -2,8 +2,10 @@
 //! `apiextensions-apiserver`, and its `customresource_handler`).
 //!
 //! One task looks at all definitions whenever one of them changed. A definition whose names nobody else has is accepted,
-//! written as established, and then served; one that is deleted has its objects deleted first. What is served is a matter of
-//! the definition as it is stored, so that several servers on one store agree.
+//! served, and then written as established, so that whoever has read that finds its objects; one that is deleted has its
+//! objects deleted first. What is served is a matter of the definition as it is stored, so that several servers on one store
+//! agree. Requests that find nothing wait for this task (`Resources::catch_up`), should it not have come to a change yet that
+//! was made by another server and has been seen already.
 
 use super::bootstrap::send;
 use crate::cache::Feed;
@@ -83,7 +85,10 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, storage: Arc<dyn 
     loop {
         let changed = store.cache().changed();
         if changed != seen {
-            match custom.step(&store).await {
+            let result = custom.step(&store).await;
+            // A definition that cannot be brought up to date is no reason for others' requests to wait.
+            custom.front.resources.reached(changed);
+            match result {
                 Ok(()) => seen = changed,
                 Err(why) => {
                     tracing::warn!(%why, "custom resource definitions could not be brought up to date");
@@ -145,9 +150,18 @@ impl Custom {
             self.finalize(definition).await?;
             return Ok(State::Pending);
         }
-        let accepted = self.accept_names(definition).await?;
-        if accepted || is_true(definition, "Established") {
+        let (status, accepted) = self.accept_names(definition);
+        if accepted {
             self.serve(definition).await.map_err(|status| format!("serving {name}: {status}"))?;
+        }
+        if definition.get("status").is_none_or(|old| !same_but_times(old, &status)) {
+            let mut changed = definition.clone();
+            changed["status"] = status;
+            self.put(&format!("{DEFINITIONS}/{name}/status"), &changed).await?;
+            // Whoever is looked at next must know which names are taken now.
+            if let Some(known) = self.known.get_mut(name) {
+                *known = Known::of(&changed, known.revision);
+            }
         }
         // What was written just now comes back as a change.
         Ok(match accepted && is_true(definition, "NamesAccepted") {
@@ -156,9 +170,9 @@ impl Custom {
         })
     }
 
-    /// Checks the names against those of all other definitions of the group, and writes down what came of it. True if the
+    /// Checks the names against those of all other definitions of the group: the status that comes of it, and whether the
     /// definition may be served.
-    async fn accept_names(&mut self, definition: &Value) -> Result<bool, String> {
+    fn accept_names(&self, definition: &Value) -> (Value, bool) {
         let group = text(definition, "/spec/group");
         let own = text(definition, "/metadata/name");
         let others = || self.known.iter().filter(|(name, known)| known.group == group && *name != own);
@@ -217,17 +231,7 @@ impl Custom {
         } else if conflict.is_some() && !established {
             set_condition(&mut status, "Established", "False", "NotAccepted", "not all names are accepted", &now);
         }
-        let unchanged = definition.get("status").is_some_and(|old| same_but_times(old, &status));
-        if !unchanged {
-            let mut changed = definition.clone();
-            changed["status"] = status;
-            self.put(&format!("{DEFINITIONS}/{own}/status"), &changed).await?;
-            // Whoever is looked at next must know which names are taken now.
-            if let Some(known) = self.known.get_mut(own) {
-                *known = Known::of(&changed, known.revision);
-            }
-        }
-        Ok(conflict.is_none() || established)
+        (status, conflict.is_none() || established)
     }
 
     /// A conflict means that somebody else wrote meanwhile; their change brings us here again.
