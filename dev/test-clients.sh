@@ -2,71 +2,76 @@
 # Drives a cluster with the clients that others wrote: every supported kubectl, the Python and JavaScript clients, the
 # runtime of the kube crate, and Helm. One cluster serves them all, in namespaces of its own.
 #
-#   dev/test-clients.sh [SUITE]…    only these of: kubectl kube-runtime python javascript helm
+#   dev/test-clients.sh [SUITE]…    only these of: kubectl nodes kube-runtime python javascript helm
 #   CLIENTS_OF="--kubeconfig FILE" dev/test-clients.sh …   against a cluster that runs already (an upstream one, say)
 #
-# The newest and the oldest kubectl run every session, those between (CLIENTS_BETWEEN) the ones that depend most on the
-# version: what is read, applied, rolled out and run.
+# Sessions of kubectl run CLIENTS_JOBS at once, the other suites one after the other beside them. The session about nodes
+# (cordon, drain, taint) disturbs all others: it comes last, by the newest and the oldest kubectl.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-CLIENTS_BETWEEN=${CLIENTS_BETWEEN-"--only reading --only applying --only labelling --only running"}
 JOBS=${CLIENTS_JOBS:-4}
 
-suite() { # suite NAME COMMAND…: runs it, and adds up its closing line.
-    local name=$1 log line start=$SECONDS
-    shift
-    printf '\n== %s\n' "$name"
-    log=$(mktemp)
-    "$@" 2>&1 | tee "$log" || true
-    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$log" | tail -n 1)
-    rm -f "$log"
-    echo "($((SECONDS - start)) s)"
-    if [ -z "$line" ]; then
-        echo "$name ended without a closing line"
-        failed=$((failed + 1))
-        return
-    fi
-    passed=$((passed + ${line%% *}))
-    failed=$((failed + $(sed 's/.*, \([0-9]*\) failed/\1/' <<<"$line")))
+# run NAME: one suite, whose closing line is `N passed, M failed`.
+run() {
+    local conformance=(target/debug/conformance --kubeconfig "$kubeconfig") versions=()
+    mapfile -t kubectls < <(ls .cache/bin/kubectl-1.* | sort -V)
+    case $1 in
+    kubectl)
+        for kubectl in "${kubectls[@]}"; do versions+=(--kubectl "$kubectl"); done
+        "${conformance[@]}" --group kubectl --skip nodes --jobs "$JOBS" "${versions[@]}"
+        ;;
+    nodes)
+        "${conformance[@]}" --group kubectl --only nodes --kubectl "${kubectls[-1]}" --kubectl "${kubectls[0]}"
+        ;;
+    kube-runtime) "${conformance[@]}" --group kube-runtime --kubectl "${kubectls[-1]}" ;;
+    helm) PATH="$PWD/.cache/bin:$PATH" "${conformance[@]}" --group helm --kubectl "${kubectls[-1]}" ;;
+    python) PYTHONPATH=.cache/python python3 conformance/clients/python_client.py --kubeconfig "$kubeconfig" ;;
+    javascript)
+        NODE_PATH=.cache/js/node_modules node conformance/clients/javascript_client.mjs --kubeconfig "$kubeconfig"
+        ;;
+    *) echo "there is no suite $1" ;;
+    esac
+}
+
+# lane SUITE…: one after the other, each with a log and the seconds that it took.
+lane() {
+    local name start
+    for name in "$@"; do
+        start=$SECONDS
+        run "$name" >"$logs/$name" 2>&1 || true
+        printf '\n== %s (%d s)\n' "$name" $((SECONDS - start))
+        cat "$logs/$name"
+    done
 }
 
 if [ "${1:-}" = --inside ]; then
-    shift
     kubeconfig=${*: -1}
-    suites=${CLIENT_SUITES:-kubectl kube-runtime python javascript helm}
-    passed=0 failed=0
-    for name in $suites; do
+    logs=$(mktemp -d)
+    trap 'rm -rf "$logs"' EXIT
+    beside=() first=() last=()
+    for name in ${CLIENT_SUITES:-kubectl kube-runtime python javascript helm nodes}; do
         case $name in
-        kubectl)
-            mapfile -t kubectls < <(ls .cache/bin/kubectl-1.* | sort -V)
-            suite "kubectl, newest and oldest" target/debug/conformance --group kubectl --jobs "$JOBS" \
-                --kubectl "${kubectls[-1]}" --kubectl "${kubectls[0]}" --kubeconfig "$kubeconfig"
-            between=()
-            for kubectl in "${kubectls[@]:1:${#kubectls[@]}-2}"; do between+=(--kubectl "$kubectl"); done
-            # shellcheck disable=SC2086 # The options are several words.
-            suite "kubectl, the versions between" target/debug/conformance --group kubectl --jobs "$JOBS" \
-                $CLIENTS_BETWEEN "${between[@]}" --kubeconfig "$kubeconfig"
-            ;;
-        kube-runtime)
-            suite "kube, the Rust client" target/debug/conformance --group kube-runtime \
-                --kubectl .cache/bin/kubectl-1.36 --kubeconfig "$kubeconfig"
-            ;;
-        python)
-            suite "kubernetes, the Python client" env PYTHONPATH=.cache/python \
-                python3 conformance/clients/python_client.py --kubeconfig "$kubeconfig"
-            ;;
-        javascript)
-            suite "@kubernetes/client-node, the JavaScript client" env NODE_PATH=.cache/js/node_modules \
-                node conformance/clients/javascript_client.mjs --kubeconfig "$kubeconfig"
-            ;;
-        helm)
-            suite "Helm" env PATH="$PWD/.cache/bin:$PATH" target/debug/conformance --group helm \
-                --kubectl .cache/bin/kubectl-1.36 --kubeconfig "$kubeconfig"
-            ;;
-        *) echo "there is no suite $name" >&2; exit 2 ;;
+        kubectl) first+=("$name") ;;
+        nodes) last+=("$name") ;;
+        *) beside+=("$name") ;;
         esac
     done
-    printf '\nAll clients:\n%s passed, %s failed\n' "$passed" "$failed"
+    lane "${beside[@]}" &
+    lane "${first[@]}"
+    wait
+    lane "${last[@]}"
+    passed=0 failed=0
+    for name in "${first[@]}" "${beside[@]}" "${last[@]}"; do
+        line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$logs/$name" | tail -n 1 || true)
+        if [ -z "$line" ]; then
+            echo "$name ended without a closing line"
+            failed=$((failed + 1))
+            continue
+        fi
+        passed=$((passed + ${line%% *}))
+        failed=$((failed + $(sed 's/.*, \([0-9]*\) failed/\1/' <<<"$line")))
+    done
+    printf '\nAll clients (%d s):\n%s passed, %s failed\n' "$SECONDS" "$passed" "$failed"
     [ "$failed" -eq 0 ]
     exit
 fi

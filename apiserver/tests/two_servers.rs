@@ -276,6 +276,42 @@ async fn restarts_are_not_noticed(backend: &Backend, servers: [Server; 2]) -> Re
     Ok([first, second])
 }
 
+/// Whichever server says that a definition is established, either serves its objects from then on.
+async fn established_kinds_are_served(servers: &[&Server; 2]) -> Result<()> {
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    for round in 0..20 {
+        let (here, there) = (servers[round % 2], servers[(round + 1) % 2]);
+        let group = format!("g{round}.example.org");
+        let definition = json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("boats.{group}")},
+            "spec": {
+                "group": group, "scope": "Cluster", "names": {"plural": "boats", "kind": "Boat"},
+                "versions": [{
+                    "name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}},
+                }],
+            },
+        });
+        let (code, made) = send(here, "POST", definitions, Some(&definition)).await?;
+        ensure!(code == 201, "{code} {made}");
+        let established = |definition: &Value| {
+            let mut conditions = definition["status"]["conditions"].as_array().into_iter().flatten();
+            conditions.any(|c| c["type"] == "Established" && c["status"] == "True")
+        };
+        let begun = Instant::now();
+        while !established(&send(there, "GET", &format!("{definitions}/boats.{group}"), None).await?.1) {
+            ensure!(begun.elapsed() < Duration::from_secs(20), "round {round}: it was never established");
+        }
+        for server in [there, here] {
+            let (code, list) = send(server, "GET", &format!("/apis/{group}/v1/boats"), None).await?;
+            ensure!(code == 200, "round {round}: established, but {code} {list}");
+            let (code, list) = send(server, "GET", &format!("/apis/{group}/v1"), None).await?;
+            ensure!(code == 200 && list["resources"][0]["name"] == "boats", "round {round}: {code} {list}");
+        }
+    }
+    Ok(())
+}
+
 async fn two_servers(backend: Backend) -> Result<()> {
     let servers = [start(&backend, 1).await?, start(&backend, 2).await?];
     let both: BTreeSet<String> = ["192.0.2.1".to_owned(), "192.0.2.2".to_owned()].into();
@@ -284,6 +320,7 @@ async fn two_servers(backend: Backend) -> Result<()> {
     }
     reads_are_consistent(&[&servers[0], &servers[1]]).await?;
     nothing_is_given_twice(&[&servers[0], &servers[1]]).await?;
+    established_kinds_are_served(&[&servers[0], &servers[1]]).await?;
     let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases\
                   ?labelSelector=apiserver.kubernetes.io/identity%3Dkube-apiserver";
     let due = BTreeSet::from(["host-1", "host-2"].map(coxswain_apiserver::server::identity::name));

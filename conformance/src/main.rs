@@ -40,6 +40,9 @@ struct Run {
     /// Only the cases whose name contains this; repeat it for more
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// All but the cases whose name contains this; repeat it for more
+    #[arg(long, value_name = "TEXT")]
+    skip: Vec<String>,
     /// The kubectl to drive; repeat it to run the suite with each
     #[arg(long, value_name = "PATH", default_value = "kubectl")]
     kubectl: Vec<PathBuf>,
@@ -116,6 +119,7 @@ async fn run(cli: Cli) -> Result<bool> {
     let wanted = |case: &&Case| {
         run.group.as_deref().is_none_or(|g| case.group == g)
             && (run.only.is_empty() || run.only.iter().any(|o| case.name.contains(o.as_str())))
+            && !run.skip.iter().any(|s| case.name.contains(s.as_str()))
     };
     let cases: Vec<&Case> = cases::all().filter(wanted).collect();
     if cases.is_empty() {
@@ -128,15 +132,13 @@ async fn run(cli: Cli) -> Result<bool> {
         return Ok(true);
     }
     let kubeconfig = run.kubeconfig.context("--kubeconfig says which cluster to drive")?;
-    let mut report = Vec::new();
-    for kubectl in &run.kubectl {
-        let cluster = Cluster::connect(&kubeconfig, kubectl, run.show)?;
-        println!("kubectl {}", cluster.kubectl_version);
-        let (alone, together): (Vec<_>, Vec<_>) = cases.iter().copied().partition(|c| c.alone);
-        let one = |case| outcome(&cluster, case, run.keep);
-        report.extend(stream::iter(together).map(one).buffer_unordered(run.jobs.max(1)).collect::<Vec<_>>().await);
-        report.extend(stream::iter(alone).then(one).collect::<Vec<_>>().await);
-    }
+    let clusters = run.kubectl.iter().map(|kubectl| Cluster::connect(&kubeconfig, kubectl, run.show));
+    let clusters = clusters.collect::<Result<Vec<_>>>()?;
+    let all = clusters.iter().flat_map(|cluster| cases.iter().map(move |case| (cluster, *case)));
+    let (alone, together): (Vec<_>, Vec<_>) = all.partition(|(_, case)| case.alone);
+    let one = |(cluster, case)| outcome(cluster, case, run.keep);
+    let mut report: Vec<_> = stream::iter(together).map(one).buffer_unordered(run.jobs.max(1)).collect().await;
+    report.extend(stream::iter(alone).then(one).collect::<Vec<_>>().await);
     if let Some(path) = &run.junit {
         junit::write(path, &report)?;
     }
@@ -151,7 +153,7 @@ async fn outcome(cluster: &Cluster, case: &Case, keep: bool) -> junit::Outcome {
     let start = Instant::now();
     let outcome = cluster.run(case, keep).await;
     let took = start.elapsed();
-    let mut name = format!("{}/{}", case.group, case.name);
+    let mut name = format!("{}/{}, kubectl {}", case.group, case.name, cluster.kubectl_version);
     if let Body::Transcript(text) = case.body {
         name = format!("{name}, {} commands", transcript::commands(text));
     }
@@ -160,7 +162,7 @@ async fn outcome(cluster: &Cluster, case: &Case, keep: bool) -> junit::Outcome {
         Err(e) => println!("  FAIL  {name} ({:.1} s)\n{}", took.as_secs_f64(), indent(&format!("{e:#}"))),
     }
     junit::Outcome {
-        name: format!("{name} [kubectl {}]", cluster.kubectl_version),
+        name,
         took: Duration::from_millis(took.as_millis() as u64),
         failure: outcome.err().map(|e| format!("{e:#}")),
     }

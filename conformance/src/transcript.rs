@@ -14,9 +14,11 @@
 //! ```
 //!
 //! Output and errors come in the order they were written. Runs of white space are equal to each other, since the width of
-//! a column depends on its longest value. `<age>`, `<n>`, `<ip>`, `<id>` (one word) and `<any>` stand for what differs from run to run,
+//! a column depends on its longest value. `<age>`, `<repeated>` (the age of an event, and how often it was seen), `<n>`,
+//! `<ip>`, `<id>` (one word) and `<any>` stand for what differs from run to run,
 //! `<ns>` and `<node>` for the namespace of the case and the name of the (first) node, and the names in [`WORDINGS`] for what
-//! kubectl's versions say each in its own way.
+//! kubectl's versions say each in its own way. A line that begins with `<1.30+>` or `<1.29->` is expected of kubectl of this
+//! minor version and newer or older ones only.
 
 use crate::harness::Sandbox;
 use anyhow::{Context, Result, bail};
@@ -108,6 +110,7 @@ fn pattern(line: &str, namespace: &str, node: &str) -> Result<Regex> {
         .map(|word| {
             regex::escape(word)
                 .replace("<age>", r"(?:\d+[smhdy])+|<unknown>|<invalid>")
+                .replace("<repeated>", r"\d+[smhdy]\S*(?:\s\(x\d+\sover\s\S+\))?")
                 .replace("<n>", r"\d+")
                 .replace("<ip>", r"[0-9a-f.:]+")
                 .replace("<id>", r"\S+")
@@ -128,11 +131,27 @@ enum Line {
 }
 
 fn lines(expected: &[String], minor: u32, namespace: &str, node: &str) -> Result<Vec<Line>> {
-    let line = |line: &String| match line.trim() {
-        "..." => Ok(Line::Gap),
-        text => Ok(Line::Like(pattern(&worded(text, minor), namespace, node)?)),
+    let mut all = Vec::new();
+    for line in expected.iter().map(|line| line.trim()) {
+        match spoken(line, minor)? {
+            Some("...") => all.push(Line::Gap),
+            Some(text) => all.push(Line::Like(pattern(&worded(text, minor), namespace, node)?)),
+            None => {}
+        }
+    }
+    Ok(all)
+}
+
+/// A line without what says of which versions it is expected; none if this is not one of them.
+fn spoken(line: &str, version: u32) -> Result<Option<&str>> {
+    let bound = line.strip_prefix('<').and_then(|rest| rest.split_once('>')).filter(|(b, _)| b.starts_with("1."));
+    let Some((bound, text)) = bound else { return Ok(Some(line)) };
+    let said = match (bound.strip_suffix('+'), bound.strip_suffix('-')) {
+        (Some(since), _) => version >= minor(since)?,
+        (_, Some(until)) => version <= minor(until)?,
+        _ => bail!("{bound:?} is no 1.N+ and no 1.N-"),
     };
-    expected.iter().map(line).collect()
+    Ok(said.then_some(text.trim_start()))
 }
 
 /// An expected line as this minor version words it.
@@ -276,7 +295,12 @@ impl Shell {
                 if code != step.code {
                     writeln!(text, "  exit code {code}, expected {}", step.code)?;
                 }
-                let difference = first_difference(&expected, &actual).map_or("more was printed", |n| &step.output[n]);
+                let difference = first_difference(&expected, &actual).map_or("more was printed".to_owned(), |n| {
+                    match &expected[n] {
+                        Line::Gap => "...".to_owned(),
+                        Line::Like(regex) => regex.to_string(),
+                    }
+                });
                 writeln!(text, "  expected (-), printed (+); first difference: {difference}")?;
                 step.output.iter().try_for_each(|l| writeln!(text, "  - {l}"))?;
                 output.lines().take(60).try_for_each(|l| writeln!(text, "  + {l}"))?;
@@ -309,6 +333,7 @@ mod tests {
         assert!(!agrees("(x)", "x"));
         assert!(agrees("a deleted<from>", "a deleted from space namespace"));
         assert_eq!(worded("a deleted<from>", 33), "a deleted");
+        assert!(agrees("a\n<1.30+> b\n<1.35-> c\nd", "a\nb\nd"));
         let expected = lines(&["a".into(), "...".into(), "z".into()], 36, "space", "node-1").unwrap();
         assert_eq!(first_difference(&expected, &["a".into(), "b".into()]), Some(2));
         assert_eq!(first_difference(&expected, &["z".into()]), Some(0));

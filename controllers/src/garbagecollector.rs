@@ -3,12 +3,11 @@
 //! Every resource that can be listed, watched and deleted is watched for its metadata. [`graph`] keeps who owns whom and
 //! says which objects must be looked at; this file asks the server how things really are before it deletes anything.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coxswain_client::drive::every;
 use coxswain_client::informer::{Change, Reflector, Target};
 use coxswain_client::objects::{self, Deletion, PatchKind};
 use coxswain_client::runner::run_controller;
@@ -18,6 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -32,6 +32,10 @@ use graph::{Graph, Node, Work};
 const WORKERS: usize = 20;
 /// How often kinds that came or went are looked for.
 const RESYNC_PERIOD: Duration = Duration::from_secs(30);
+/// How soon after a definition of custom resources has changed, so that many changes cost one look.
+const DEFINITIONS_SETTLE: Duration = Duration::from_secs(1);
+/// Objects owned by kinds not known yet that are remembered to be looked at again; those beyond wait for their back-off.
+const UNMATCHED_MAX: usize = 10_000;
 /// An owner that was found absent is believed to be for this long; UIDs do not come back.
 const ABSENT_TTL: Duration = Duration::from_secs(300);
 const ABSENT_MAX: usize = 500;
@@ -61,6 +65,9 @@ struct Collector {
     orphanings: WorkQueue<Uid>,
     resources: Mutex<Watched>,
     absent: Mutex<HashMap<String, Instant>>,
+    /// UIDs of objects whose owners' kinds were not known when they were looked at.
+    unmatched: Mutex<HashSet<String>>,
+    definitions_changed: Notify,
 }
 
 #[derive(Default)]
@@ -77,6 +84,8 @@ pub async fn run(context: Context) {
         orphanings: WorkQueue::new(),
         resources: Mutex::default(),
         absent: Mutex::default(),
+        unmatched: Mutex::default(),
+        definitions_changed: Notify::new(),
     });
     let deleter = collector.clone();
     let deletions = run_controller(
@@ -100,7 +109,9 @@ pub async fn run(context: Context) {
             async move { collector.orphan_dependents(uid).await }
         },
     );
-    let sync = every(RESYNC_PERIOD, &context.shutdown, || collector.clone().sync_resources());
+    let sync = async {
+        tokio::select! { () = collector.clone().keep_in_sync() => {}, () = context.shutdown.cancelled() => {} }
+    };
     tokio::join!(deletions, orphanings, sync);
     for reflector in collector.resources.lock().reflectors.values() {
         reflector.abort();
@@ -108,6 +119,18 @@ pub async fn run(context: Context) {
 }
 
 impl Collector {
+    /// Looks for kinds that came or went every now and then, and soon after a definition has changed: an owner that does
+    /// not live for long is then watched before it goes.
+    async fn keep_in_sync(self: Arc<Self>) {
+        loop {
+            self.clone().sync_resources().await;
+            let changed = tokio::time::timeout(RESYNC_PERIOD, self.definitions_changed.notified()).await;
+            if changed.is_ok() {
+                tokio::time::sleep(DEFINITIONS_SETTLE).await;
+            }
+        }
+    }
+
     /// Watches resources that came, and stops watching those that went.
     async fn sync_resources(self: Arc<Self>) {
         let found = match discovery::discover(&self.client).await {
@@ -141,13 +164,21 @@ impl Collector {
                 tokio::spawn(async move { collector.reflect(reflected).await }).abort_handle()
             });
         }
+        drop(watched);
+        for uid in self.unmatched.lock().drain() {
+            self.deletions.add(Uid(uid));
+        }
     }
 
     async fn reflect(&self, resource: Arc<Resource>) {
         let target = Target { path: resource.path("", ""), selection: Selection::default(), metadata_only: true };
         let reflector = Reflector::<Object>::new(self.client.clone(), target);
+        let defines = resource.group == "apiextensions.k8s.io";
         reflector
             .run(|change| {
+                if defines {
+                    self.definitions_changed.notify_one();
+                }
                 let work = match change {
                     Change::Replaced(all) => {
                         let nodes = all.into_iter().map(|object| Node::new(&resource, object.metadata)).collect();
@@ -303,6 +334,10 @@ impl Collector {
         let resource = self.resources.lock().by_kind.get(&(group.to_owned(), reference.kind.clone())).cloned();
         // A kind that is not served may be served again: nothing is deleted on a guess.
         let Some(resource) = resource else {
+            let mut unmatched = self.unmatched.lock();
+            if unmatched.len() < UNMATCHED_MAX {
+                unmatched.insert(dependent.uid.clone());
+            }
             return Err(kube::Error::Service(
                 format!("no matches for kind \"{}\" in \"{}\"", reference.kind, reference.api_version).into(),
             ));

@@ -143,7 +143,7 @@ pub async fn a_controller_with_a_finalizer_owns_and_tidies(s: &Sandbox<'_>) -> R
         .run(reconcile, |_, _, _| Action::requeue(Duration::from_millis(200)), context.clone());
     let running = tokio::spawn(controller.for_each(|_| async {}));
 
-    // The definition is established a moment before its objects are served, here as upstream.
+    // Upstream, a moment may pass between a definition's being established and its objects' being served.
     let argo = DynamicObject::new("argo", &kind).data(json!({"spec": {"crew": 3}}));
     s.eventually("the new kind", 20, || async { Ok(boats.create(&PostParams::default(), &argo).await.ok()) }).await?;
     let state = |want: &'static str| {
@@ -240,6 +240,7 @@ pub async fn pods_are_awaited_entered_and_read(s: &Sandbox<'_>) -> Result<()> {
     timeout(Duration::from_secs(60), done).await.context("the deployment was never complete")??;
     let scale =
         deployments.patch_scale("d", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": 0}}))).await?;
-    ensure!(scale.spec.and_then(|s| s.replicas) == Some(0), "the scale was not patched");
+    // No replicas are not written down.
+    ensure!(scale.spec.is_some_and(|s| s.replicas.unwrap_or_default() == 0), "the scale was not patched");
     Ok(())
 }
