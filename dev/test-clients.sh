@@ -9,7 +9,7 @@
 # (cordon, drain, taint) disturbs all others: it comes last, by the newest and the oldest kubectl.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-JOBS=${CLIENTS_JOBS:-4}
+JOBS=${CLIENTS_JOBS:-6}
 
 # run NAME: one suite, whose closing line is `N passed, M failed`.
 run() {

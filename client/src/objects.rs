@@ -53,6 +53,14 @@ impl Deletion<'_> {
     }
 }
 
+/// Reads something in a form other than plain JSON objects.
+pub async fn get_as<T: DeserializeOwned>(client: &Client, path: &str, accept: &str) -> Result<T, kube::Error> {
+    let request = http::Request::builder().uri(path).header(http::header::ACCEPT, accept);
+    let request = request.body(Body::empty()).map_err(kube::Error::HttpError)?;
+    let bytes = check(client.send(request).await?).await?.into_body().collect_bytes().await?;
+    serde_json::from_slice(&bytes).map_err(kube::Error::SerdeError)
+}
+
 /// Sends a request with a JSON body and reads the answer.
 pub async fn request<T: DeserializeOwned>(
     client: &Client,

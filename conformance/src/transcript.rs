@@ -17,8 +17,8 @@
 //! a column depends on its longest value. `<age>`, `<repeated>` (the age of an event, and how often it was seen), `<n>`,
 //! `<ip>`, `<id>` (one word) and `<any>` stand for what differs from run to run,
 //! `<ns>` and `<node>` for the namespace of the case and the name of the (first) node, and the names in [`WORDINGS`] for what
-//! kubectl's versions say each in its own way. A line that begins with `<1.30+>` or `<1.29->` is expected of kubectl of this
-//! minor version and newer or older ones only.
+//! kubectl's versions say each in its own way. A line that begins with `<1.30+>` or `<1.29->`, or with both, is expected of
+//! kubectl of this minor version and newer or older ones only.
 
 use crate::harness::Sandbox;
 use anyhow::{Context, Result, bail};
@@ -143,15 +143,19 @@ fn lines(expected: &[String], minor: u32, namespace: &str, node: &str) -> Result
 }
 
 /// A line without what says of which versions it is expected; none if this is not one of them.
-fn spoken(line: &str, version: u32) -> Result<Option<&str>> {
-    let bound = line.strip_prefix('<').and_then(|rest| rest.split_once('>')).filter(|(b, _)| b.starts_with("1."));
-    let Some((bound, text)) = bound else { return Ok(Some(line)) };
-    let said = match (bound.strip_suffix('+'), bound.strip_suffix('-')) {
-        (Some(since), _) => version >= minor(since)?,
-        (_, Some(until)) => version <= minor(until)?,
-        _ => bail!("{bound:?} is no 1.N+ and no 1.N-"),
-    };
-    Ok(said.then_some(text.trim_start()))
+fn spoken(mut line: &str, version: u32) -> Result<Option<&str>> {
+    while let Some((bound, text)) = line.strip_prefix("<1.").and_then(|rest| rest.split_once('>')) {
+        let number = |text: &str| text.parse::<u32>().with_context(|| format!("{bound:?} is no N+ and no N-"));
+        let said = match bound.strip_suffix('+') {
+            Some(since) => version >= number(since)?,
+            None => version <= number(bound.strip_suffix('-').unwrap_or_default())?,
+        };
+        if !said {
+            return Ok(None);
+        }
+        line = text.trim_start();
+    }
+    Ok(Some(line))
 }
 
 /// An expected line as this minor version words it.
@@ -333,7 +337,8 @@ mod tests {
         assert!(!agrees("(x)", "x"));
         assert!(agrees("a deleted<from>", "a deleted from space namespace"));
         assert_eq!(worded("a deleted<from>", 33), "a deleted");
-        assert!(agrees("a\n<1.30+> b\n<1.35-> c\nd", "a\nb\nd"));
+        assert!(agrees("a\n<1.30+> b\n<1.35-> c\n<1.30+> <1.36-> d", "a\nb\nd"));
+        assert!(spoken("<1.x+> a", 36).is_err());
         let expected = lines(&["a".into(), "...".into(), "z".into()], 36, "space", "node-1").unwrap();
         assert_eq!(first_difference(&expected, &["a".into(), "b".into()]), Some(2));
         assert_eq!(first_difference(&expected, &["z".into()]), Some(0));

@@ -1,9 +1,10 @@
 //! What the API server serves, for the controllers that work on all kinds.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coxswain_client::objects::request;
+use coxswain_client::objects::{get_as, request};
 use coxswain_client::{Client, kube};
 use http::Method;
 use serde::Deserialize;
@@ -11,6 +12,8 @@ use tokio::time::Instant;
 
 /// How long what was found serves.
 const CACHE_TTL: Duration = Duration::from_secs(30);
+/// All groups with all their resources in one answer, or what the path has otherwise if the server does not know that form.
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
 
 /// A kind at the server's preferred version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,8 +119,93 @@ struct ResourceEntry {
     verbs: Vec<String>,
 }
 
+#[derive(Deserialize)]
+struct Aggregated {
+    kind: String,
+    #[serde(default)]
+    items: Vec<AggregatedGroup>,
+}
+
+#[derive(Deserialize)]
+struct AggregatedGroup {
+    #[serde(default)]
+    metadata: AggregatedName,
+    /// The preferred one comes first.
+    #[serde(default)]
+    versions: Vec<AggregatedVersion>,
+}
+
+/// The core group has no name.
+#[derive(Default, Deserialize)]
+struct AggregatedName {
+    #[serde(default)]
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct AggregatedVersion {
+    version: String,
+    #[serde(default)]
+    resources: Vec<AggregatedResource>,
+    #[serde(default)]
+    freshness: String,
+}
+
+#[derive(Deserialize)]
+struct AggregatedResource {
+    resource: String,
+    #[serde(rename = "responseKind")]
+    kind: Option<AggregatedKind>,
+    scope: String,
+    #[serde(default)]
+    verbs: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct AggregatedKind {
+    kind: String,
+}
+
 /// All resources but subresources, each once, at its group's preferred version if that has it.
 pub async fn discover(client: &Client) -> Result<Found, kube::Error> {
+    let mut found = Found::default();
+    for path in ["/api", "/apis"] {
+        let list: Aggregated = get_as(client, path, AGGREGATED).await?;
+        if list.kind != "APIGroupDiscoveryList" {
+            return discover_by_group(client).await;
+        }
+        list.items.into_iter().for_each(|group| found.add(group));
+    }
+    Ok(found)
+}
+
+impl Found {
+    fn add(&mut self, group: AggregatedGroup) {
+        let name = group.metadata.name;
+        let mut known = HashSet::new();
+        for version in group.versions {
+            if version.freshness == "Stale" {
+                self.failed.push(format!("{name}/{}", version.version));
+            }
+            for entry in version.resources {
+                let Some(kind) = entry.kind else { continue };
+                if known.insert(entry.resource.clone()) {
+                    self.resources.push(Resource {
+                        group: name.clone(),
+                        version: version.version.clone(),
+                        name: entry.resource,
+                        kind: kind.kind,
+                        namespaced: entry.scope == "Namespaced",
+                        verbs: entry.verbs,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The same from the documents of each group and version.
+async fn discover_by_group(client: &Client) -> Result<Found, kube::Error> {
     let mut found = Found::default();
     read(client, &mut found, "", "v1").await?;
     let groups: GroupList = request(client, Method::GET, "/apis", "", None).await?;
@@ -154,4 +242,35 @@ async fn read(client: &Client, found: &mut Found, group: &str, version: &str) ->
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_read_from_the_aggregated_document() {
+        let text = r#"{"kind": "APIGroupDiscoveryList", "items": [{
+            "metadata": {"name": "fleet.example", "creationTimestamp": null},
+            "versions": [
+                {"version": "v2", "freshness": "Current", "resources": [{
+                    "resource": "boats", "responseKind": {"group": "fleet.example", "version": "v2", "kind": "Boat"},
+                    "scope": "Namespaced", "verbs": ["list"],
+                    "subresources": [{"subresource": "status", "responseKind": null, "verbs": ["get"]}]
+                }]},
+                {"version": "v1", "freshness": "Stale", "resources": [
+                    {"resource": "boats", "responseKind": {"kind": "Boat"}, "scope": "Namespaced", "verbs": ["get"]},
+                    {"resource": "ports", "responseKind": {"kind": "Port"}, "scope": "Cluster", "verbs": ["get"]}
+                ]}
+            ]
+        }]}"#;
+        let list: Aggregated = serde_json::from_str(text).unwrap();
+        let mut found = Found::default();
+        list.items.into_iter().for_each(|group| found.add(group));
+        let of = |r: &Resource| (r.name.clone(), r.api_version(), r.kind.clone(), r.namespaced);
+        let boat = ("boats".into(), "fleet.example/v2".into(), "Boat".into(), true);
+        let port = ("ports".into(), "fleet.example/v1".into(), "Port".into(), false);
+        assert_eq!(found.resources.iter().map(of).collect::<Vec<_>>(), [boat, port]);
+        assert_eq!(found.failed, ["fleet.example/v1"]);
+    }
 }
