@@ -21,7 +21,7 @@ use crate::front::service::InProcess;
 use crate::front::{Caller, Front};
 use crate::health::Health;
 use crate::objects::Objects;
-use crate::registry::allocators::ServiceNetwork;
+use crate::registry::allocators::{ServiceNetwork, range::NodePorts};
 use crate::registry::builtin;
 use crate::registry::pipeline::Pipeline;
 use crate::request::User;
@@ -68,6 +68,7 @@ pub struct Config {
     pub in_flight_max: usize,
     /// `--request-timeout`
     pub request_timeout: Duration,
+    pub elsewhere: Vec<Elsewhere>,
     /// `--goaway-chance`
     pub goaway_chance: f64,
     /// Every flag with its value, for `/flagz`.
@@ -96,6 +97,7 @@ impl Default for Config {
             runtime_config: Vec::new(),
             in_flight_max: 600,
             request_timeout: Duration::from_secs(60),
+            elsewhere: Vec::new(),
             goaway_chance: 0.0,
             flags: Vec::new(),
             kubelet: KubeletConfig::default(),
@@ -105,6 +107,20 @@ impl Default for Config {
             storage_health_timeout: Duration::from_secs(2),
             storage_ready_timeout: Duration::from_secs(2),
         }
+    }
+}
+
+/// Resources that are kept in a store of their own (`--etcd-servers-overrides`). Their revisions are that store's.
+#[derive(Clone)]
+pub struct Elsewhere {
+    /// Group and resource.
+    pub resources: Vec<(String, String)>,
+    pub storage: Arc<dyn Storage>,
+}
+
+impl std::fmt::Debug for Elsewhere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(&self.resources).finish()
     }
 }
 
@@ -130,7 +146,7 @@ pub struct Server {
     stop: tokio::sync::watch::Sender<bool>,
     /// True as soon as the server is known to end, while it still serves.
     ending: tokio::sync::watch::Sender<bool>,
-    feed: JoinHandle<()>,
+    feeds: Vec<JoinHandle<()>>,
     bootstrap: Option<JoinHandle<JoinHandle<()>>>,
     /// Keeps what the bootstrap has made, and takes this server out of the endpoints at the end.
     keeper: Option<JoinHandle<()>>,
@@ -143,8 +159,17 @@ impl Server {
     /// Starts a server on a store: fills the caches, begins to serve in process, and creates what every cluster has.
     pub async fn start(config: Config, storage: Arc<dyn Storage>) -> Result<Server, StartError> {
         let feed = Feed::new(storage.clone(), config.layout.clone());
-        let resources = Arc::new(Resources::new(builtin_index(&config, &storage, &feed)));
-        let following = feed.start(resources.index().stores()).await.map_err(StartError::Caches)?;
+        let mut places = vec![(feed.clone(), storage.clone())];
+        for elsewhere in &config.elsewhere {
+            places.push((Feed::new(elsewhere.storage.clone(), config.layout.clone()), elsewhere.storage.clone()));
+        }
+        let resources = Arc::new(Resources::new(builtin_index(&config, &places)));
+        let mut feeds = Vec::new();
+        for (feed, _) in &places {
+            let mut stores = resources.index().stores();
+            stores.retain(|store| Arc::ptr_eq(store.feed(), feed));
+            feeds.push(feed.start(stores).await.map_err(StartError::Caches)?);
+        }
         let objects = Arc::new(ServerObjects::new(resources.clone()));
         let shared: Arc<dyn Objects> = objects.clone();
         let authentication = Arc::new(Authentication::new(&config.authentication, shared.clone())?);
@@ -156,8 +181,15 @@ impl Server {
         let (ending, announced) = tokio::sync::watch::channel(false);
         let network = ServiceNetwork::parse(&config.service_cluster_ip_range, config.service_node_port_range)
             .map_err(StartError::Other)?;
-        let pipeline =
-            Pipeline { resources: resources.clone(), plugins, authorization: authorization.clone(), virtuals, network };
+        let node_ports = Arc::new(NodePorts::new(network.node_ports.clone(), storage.clone(), &config.layout));
+        let pipeline = Pipeline {
+            resources: resources.clone(),
+            plugins,
+            authorization: authorization.clone(),
+            virtuals,
+            network,
+            node_ports,
+        };
         let for_custom = storage.clone();
         let public_address = std::net::SocketAddr::new(config.advertise_address, config.secure_port).to_string();
         let front = Arc::new(Front {
@@ -193,7 +225,7 @@ impl Server {
             resources,
             stop,
             ending,
-            feed: following,
+            feeds,
             bootstrap,
             keeper: None,
             identity,
@@ -245,7 +277,7 @@ impl Server {
         self.conditions.abort();
         // Requests under way still read from the caches for a moment.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        self.feed.abort();
+        self.feeds.iter().for_each(JoinHandle::abort);
     }
 
     /// `/readyz` fails from now on, so that balancers send their clients elsewhere; nothing else changes.
@@ -260,8 +292,9 @@ impl Server {
     }
 }
 
-/// Every built-in resource that is served, with a store for each that has one.
-fn builtin_index(config: &Config, storage: &Arc<dyn Storage>, feed: &Arc<Feed>) -> Index {
+/// Every built-in resource that is served, with a store for each that has one. The first place is for all that are not kept
+/// elsewhere.
+fn builtin_index(config: &Config, places: &[(Arc<Feed>, Arc<dyn Storage>)]) -> Index {
     let catalogue = catalogue::builtin();
     let mut stores: HashMap<(Arc<str>, Arc<str>), Arc<Store>> = HashMap::new();
     let mut index = Index::default();
@@ -278,6 +311,9 @@ fn builtin_index(config: &Config, storage: &Arc<dyn Storage>, feed: &Arc<Feed>) 
             let new = || {
                 let version = if hub_group.is_empty() { "v1" } else { &*ty.storage_version };
                 let hub = catalogue.resource(hub_group, version, &ty.plural).unwrap_or(ty).clone();
+                let kept_here = |e: &Elsewhere| e.resources.iter().any(|(g, r)| g == hub_group && **r == *ty.plural);
+                let place = config.elsewhere.iter().position(kept_here).map_or(0, |at| at + 1);
+                let (feed, storage) = &places[place];
                 Arc::new(Store::new(hub, strategy.clone(), storage.clone(), feed.clone(), false))
             };
             stores.entry(key).or_insert_with(new).clone()

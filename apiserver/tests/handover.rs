@@ -4,11 +4,13 @@
 mod etcd;
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use coxswain_api::codec::{self, Format};
 use coxswain_api::{Value, json};
 use coxswain_apiserver::request::User;
-use coxswain_apiserver::server::{Config, Server};
+use coxswain_apiserver::server::{Config, Elsewhere, Server};
 use coxswain_apiserver::store::Layout;
 use coxswain_storage::{Expect, Op, Storage, Write};
 use etcd::Etcd;
@@ -149,6 +151,7 @@ async fn what_we_write_upstream_reads() -> Result<()> {
         ("/registry/leases/default/x", protobuf, "coordination.k8s.io/v1"),
         ("/registry/horizontalpodautoscalers/default/x", protobuf, "autoscaling/v2"),
         ("/registry/clusterroles/x", protobuf, "rbac.authorization.k8s.io/v1"),
+        ("/registry/ranges/servicenodeports", protobuf, "v1"),
         ("/registry/servicecidrs/kubernetes", protobuf, "networking.k8s.io/v1"),
         ("/registry/apiextensions.k8s.io/customresourcedefinitions/boats.example.com", json, "apiextensions.k8s.io/v1"),
         ("/registry/apiregistration.k8s.io/apiservices/v1.x.example.com", json, "apiregistration.k8s.io/v1"),
@@ -176,6 +179,85 @@ async fn what_we_write_upstream_reads() -> Result<()> {
     let service = cluster.get(&format!("{core}/services/x")).await?;
     let ip = service["spec"]["clusterIP"].as_str().context("an address")?;
     assert!(cluster.etcd.get(&format!("/registry/ipaddresses/{ip}")).is_some());
+    let port = service["spec"]["ports"][0]["nodePort"].as_u64().context("a node port")?;
+    assert_eq!(node_ports(&cluster.etcd.get("/registry/ranges/servicenodeports").context("the range")?)?, [port]);
+    Ok(())
+}
+
+/// The ports that upstream's object says are taken: the number in it has a bit for each.
+fn node_ports(stored: &[u8]) -> Result<Vec<u64>> {
+    let object: Value = serde_json::from_slice(&codec::convert(stored, Format::Json)?)?;
+    assert_eq!(object["range"], "30000-32767");
+    let data = STANDARD.decode(object["data"].as_str().context("data")?)?;
+    let bits = data.iter().rev().enumerate().flat_map(|(i, byte)| (0..8).map(move |bit| (8 * i + bit, byte >> bit & 1)));
+    Ok(bits.filter(|(_, bit)| *bit == 1).map(|(offset, _)| 30_000 + offset as u64).collect())
+}
+
+/// As an upstream server writes it.
+fn range_allocation(ports: &[u64]) -> Result<Vec<u8>> {
+    let mut data = vec![0u8; 346];
+    for port in ports {
+        let offset = (port - 30_000) as usize;
+        data[345 - offset / 8] |= 1 << (offset % 8);
+    }
+    let first = data.iter().position(|byte| *byte != 0).unwrap_or(data.len());
+    let object = json!({"kind": "RangeAllocation", "apiVersion": "v1", "metadata": {"creationTimestamp": null},
+        "range": "30000-32767", "data": STANDARD.encode(&data[first..])});
+    Ok(codec::convert(object.to_string().as_bytes(), Format::Protobuf)?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_ports_are_shared_with_servers_of_upstream() -> Result<()> {
+    let key = "/registry/ranges/servicenodeports";
+    let cluster = Cluster::start("/registry", &[(key, &range_allocation(&[30_500])?)]).await?;
+    let take = async |name: &str, port: u64| {
+        let service = json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}});
+        cluster.request("POST", "/api/v1/namespaces/default/services", Some(&service)).await
+    };
+    let refused = |answer: (u16, Value)| answer.0 == 422 && answer.1.to_string().contains("provided port is already allocated");
+    assert!(refused(take("a", 30_500).await?), "what another server took before is taken");
+    assert_eq!(take("a", 30_501).await?.0, 201);
+    // Another server takes one while this one runs, and gives one back.
+    let (entry, _) = cluster.storage.get(key, None).await?;
+    let op = Op::Put { value: range_allocation(&[30_501, 30_502])?.into(), ttl: None };
+    let expect = Expect::At(entry.context("the range")?.modified);
+    cluster.storage.commit(vec![Write { key: key.into(), expect, op }]).await?;
+    assert!(refused(take("b", 30_502).await?), "what another server took meanwhile is taken");
+    assert_eq!(take("b", 30_500).await?.0, 201, "what another server gave back is free");
+    let stored = async || node_ports(&cluster.etcd.get(key).context("the range")?);
+    assert_eq!(stored().await?, [30_500, 30_501, 30_502]);
+    assert_eq!(cluster.request("DELETE", "/api/v1/namespaces/default/services/a", None).await?.0, 200);
+    assert_eq!(stored().await?, [30_500, 30_502]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resource_may_be_kept_in_an_etcd_of_its_own() -> Result<()> {
+    let ((_main_etcd, main), (own_etcd, own)) = (Etcd::start("/registry/").await?, Etcd::start("/registry/").await?);
+    let elsewhere = Elsewhere { resources: vec![("".into(), "events".into())], storage: own.clone() };
+    let config = Config {
+        layout: Layout::new("/registry", Format::Protobuf),
+        elsewhere: vec![elsewhere],
+        ..Config::default()
+    };
+    let mut server = Server::start(config, main.clone()).await?;
+    server.ready().await;
+    let cluster = Cluster { server, etcd: own_etcd, storage: own };
+    let events = "/api/v1/namespaces/default/events";
+    let involved = json!({"kind": "Pod", "name": "p", "namespace": "default"});
+    let made = cluster.create(events, json!({"metadata": {"name": "x"}, "involvedObject": involved})).await?;
+    cluster.create("/api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "x"}})).await?;
+    assert!(cluster.etcd.get("/registry/events/default/x").is_some_and(|value| value.starts_with(b"k8s\0")));
+    assert!(cluster.etcd.get("/registry/configmaps/default/x").is_none());
+    assert!(main.get("/registry/events/default/x", None).await?.0.is_none());
+    assert!(main.get("/registry/configmaps/default/x", None).await?.0.is_some());
+    // Lists and updates are at that etcd's revisions.
+    let list = cluster.get(events).await?;
+    assert_eq!(list["items"][0]["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+    let (code, changed) = cluster.request("PUT", &format!("{events}/x"), Some(&json!({"metadata": {"name": "x", "labels": {"a": "b"}}, "involvedObject": involved}))).await?;
+    assert_eq!(code, 200, "{changed}");
+    assert_eq!(cluster.request("DELETE", &format!("{events}/x"), None).await?.0, 200);
+    assert_eq!(cluster.get(events).await?["items"], json!([]));
     Ok(())
 }
 

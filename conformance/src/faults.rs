@@ -1,8 +1,8 @@
 //! What must survive everything: servers and stores are killed, halted, cut off, run out of disk and have their clocks
 //! moved, at random moments and under load, and then everything that clients and watches saw is checked.
 //!
-//! Two runs: [`control_plane`] kills a whole cluster whose pods go on running; [`storage`] takes API servers and their
-//! store. Random choices come from one seed, which is printed.
+//! Three runs: [`control_plane`] kills a whole cluster whose pods go on running; [`storage`] takes API servers and their
+//! store; [`rolling`] restarts servers gently. Random choices come from one seed, which is printed.
 
 mod checks;
 mod clients;
@@ -10,7 +10,9 @@ mod control_plane;
 mod history;
 mod http;
 mod linear;
+mod load;
 mod process;
+mod rolling;
 mod storage;
 mod stores;
 mod wire;
@@ -33,6 +35,9 @@ pub struct Options {
     /// How many faults: kills of the control plane, or any fault of a store's servers
     #[arg(long, default_value_t = 50)]
     rounds: u32,
+    /// Restart several API servers in turn, as an upgrade does it, rather than inflict faults
+    #[arg(long, requires = "backend")]
+    rolling: bool,
     /// Repeats a run
     #[arg(long)]
     seed: Option<u64>,
@@ -44,7 +49,10 @@ pub async fn run(options: Options) -> Result<()> {
         return control_plane::run(&options, seed).await;
     }
     for backend in &options.backend {
-        storage::run(*backend, &options, seed).await?;
+        match options.rolling {
+            true => rolling::run(*backend, &options, seed).await?,
+            false => storage::run(*backend, &options, seed).await?,
+        }
     }
     Ok(())
 }

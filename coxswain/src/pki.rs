@@ -1,12 +1,13 @@
 //! The certificates and keys of a cluster that `coxswain up` makes (upstream: kubeadm's `certs` phase, same file names).
 //!
 //! Everything lives in one directory. What exists is kept; certificates that expire within a month are made anew from the
-//! same authority, so that clients that trust it need no change.
+//! same authority, so that clients that trust it need no change. Several servers may use one directory: whoever makes
+//! something holds a lock, so that a certificate and a key in it belong together.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use std::fs;
 use std::io::Write;
@@ -47,6 +48,7 @@ pub struct Leaf {
 impl Authority {
     /// Opens the authority, or makes it if the directory has none.
     pub fn open_or_create(dir: &Path, file: &str, common_name: &str) -> Result<Self> {
+        let _lock = lock(dir)?;
         let (cert_path, key_path) = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
         if !cert_path.exists() || !key_path.exists() {
             let key = KeyPair::generate()?;
@@ -62,6 +64,9 @@ impl Authority {
         }
         let cert_pem = read(&cert_path)?;
         let key = KeyPair::from_pem(&read(&key_path)?).with_context(|| format!("reading {}", key_path.display()))?;
+        if !belongs(&cert_pem, &key) {
+            bail!("{} is not the key of {}", key_path.display(), cert_path.display());
+        }
         let issuer =
             Issuer::from_ca_cert_pem(&cert_pem, key).with_context(|| format!("reading {}", cert_path.display()))?;
         Ok(Self { cert_path, key_path, cert_pem, issuer })
@@ -69,6 +74,7 @@ impl Authority {
 
     /// The leaf `file.crt`/`file.key`; made if it is missing, close to its end, or for other names than asked for.
     pub fn leaf(&self, dir: &Path, file: &str, purpose: &Use) -> Result<Leaf> {
+        let _lock = lock(dir)?;
         let (cert_path, key_path) = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
         let mut params = CertificateParams::default();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
@@ -101,11 +107,12 @@ impl Authority {
 
     /// Whether the leaf on disk is of this authority, lasts long enough, and bears the names asked for.
     fn is_current(&self, cert_path: &Path, key_path: &Path, wanted: &CertificateParams) -> bool {
-        let Ok(pem) = fs::read(cert_path) else { return false };
-        if !key_path.exists() {
+        let (Ok(pem), Ok(key)) = (fs::read_to_string(cert_path), fs::read_to_string(key_path)) else { return false };
+        // One without the other was written when a server was killed.
+        if !KeyPair::from_pem(&key).is_ok_and(|key| belongs(&pem, &key)) {
             return false;
         }
-        let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&pem) else { return false };
+        let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(pem.as_bytes()) else { return false };
         let Ok(cert) = pem.parse_x509() else { return false };
         let Ok((_, authority)) = x509_parser::pem::parse_x509_pem(self.cert_pem.as_bytes()) else { return false };
         let Ok(authority) = authority.parse_x509() else { return false };
@@ -138,8 +145,27 @@ impl Authority {
     }
 }
 
+/// Held while something in the directory is looked for and made; other processes wait.
+fn lock(dir: &Path) -> Result<fs::File> {
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    let path = dir.join(".lock");
+    let locked = || -> std::io::Result<fs::File> {
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        file.lock()?;
+        Ok(file)
+    };
+    locked().with_context(|| format!("locking {}", path.display()))
+}
+
+/// Whether a certificate is of this key.
+fn belongs(cert_pem: &str, key: &KeyPair) -> bool {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()) else { return false };
+    pem.parse_x509().is_ok_and(|cert| cert.public_key().raw == key.subject_public_key_info())
+}
+
 /// The key pair that signs service account tokens, as `sa.key` and `sa.pub`. Returns both paths.
 pub fn service_account_keys(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let _lock = lock(dir)?;
     let (private, public) = (dir.join("sa.key"), dir.join("sa.pub"));
     if !private.exists() || !public.exists() {
         let key = KeyPair::generate()?;
@@ -220,6 +246,41 @@ mod tests {
         assert_eq!(first.cert_pem, same.cert_pem);
         let other = again.leaf(dir.path(), "apiserver", &server(&["kubernetes", "example.org"])).unwrap();
         assert_ne!(first.cert_pem, other.cert_pem);
+    }
+
+    #[test]
+    fn servers_that_start_at_once_in_one_directory_agree() {
+        let dir = tempfile::tempdir().unwrap();
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let ca = Authority::open_or_create(dir.path(), "ca", "kubernetes").unwrap();
+                        let leaf = ca.leaf(dir.path(), "apiserver", &server(&["kubernetes"])).unwrap();
+                        let (private, public) = service_account_keys(dir.path()).unwrap();
+                        (ca.cert_pem, leaf.cert_pem, leaf.key_pem, read(&private).unwrap(), read(&public).unwrap())
+                    })
+                })
+                .collect();
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
+        assert!(made.iter().all(|one| *one == made[0]));
+        let (_, cert, key, private, public) = &made[0];
+        assert!(belongs(cert, &KeyPair::from_pem(key).unwrap()));
+        assert_eq!(KeyPair::from_pem(private).unwrap().public_key_pem(), *public);
+    }
+
+    #[test]
+    fn a_key_whose_certificate_was_not_written_any_more_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Authority::open_or_create(dir.path(), "ca", "kubernetes").unwrap();
+        let first = ca.leaf(dir.path(), "apiserver", &server(&["kubernetes"])).unwrap();
+        write_private(&first.key_path, KeyPair::generate().unwrap().serialize_pem().as_bytes()).unwrap();
+        let next = ca.leaf(dir.path(), "apiserver", &server(&["kubernetes"])).unwrap();
+        assert!(belongs(&next.cert_pem, &KeyPair::from_pem(&next.key_pem).unwrap()));
+        write_private(&ca.key_path, KeyPair::generate().unwrap().serialize_pem().as_bytes()).unwrap();
+        let error = Authority::open_or_create(dir.path(), "ca", "kubernetes").err().unwrap();
+        assert!(error.to_string().contains("is not the key of"), "{error}");
     }
 
     #[test]

@@ -152,16 +152,24 @@ pub async fn each_page<F: Future<Output = Result<()>>>(
         let rest = key.strip_prefix(base);
         rest.is_some_and(|rest| matches!(rest, "coxswain/moved" | "coxswain/gap" | "coxswain/progress" | PAD_KEY))
     };
-    let (mut from, mut at) = (None, at);
+    let read = |from, at| store.list(store.root(), ListOptions { at, limit: Some(PAGE), from });
+    let mut page = read(None, at).await?;
+    let at = Some(page.revision);
     loop {
-        let options = ListOptions { at, limit: Some(PAGE), from };
-        let mut page = store.list(store.root(), options).await?;
-        at = Some(page.revision);
         page.entries.retain(|e| !passing(&e.key));
-        take(page.entries).await?;
-        from = page.next;
-        if from.is_none() {
-            return Ok(());
+        let from = page.next.take();
+        // The next page is on its way while this one is dealt with.
+        let next = async {
+            match from {
+                Some(from) => read(Some(from), at).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let entries = std::mem::take(&mut page.entries);
+        let (next, ()) = futures::try_join!(next, async { take(entries).await })?;
+        match next {
+            Some(next) => page = next,
+            None => return Ok(()),
         }
     }
 }

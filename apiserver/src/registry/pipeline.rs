@@ -9,7 +9,7 @@
 //!
 //! A loop begins anew with the object that a failed commit returned, unless the writer named the version it meant.
 
-use super::allocators::ServiceNetwork;
+use super::allocators::{ServiceNetwork, range::NodePorts};
 use super::options::Query;
 use super::resource::{Resource, Virtual};
 use crate::admission::{Attributes, Operation, Plugin};
@@ -37,8 +37,9 @@ pub struct Pipeline {
     pub authorization: Arc<Authorization>,
     /// Creates that store nothing, by group, resource and subresource (`""` is the resource itself).
     pub virtuals: Virtuals,
-    /// Where cluster IPs and node ports come from.
+    /// Where cluster IPs come from.
     pub network: ServiceNetwork,
+    pub node_ports: Arc<NodePorts>,
 }
 
 pub type Virtuals = HashMap<(&'static str, &'static str, &'static str), Arc<dyn Virtual>>;

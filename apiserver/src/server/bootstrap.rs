@@ -5,22 +5,23 @@
 
 mod endpoints;
 mod flow_control;
+mod service_repair;
 
 use super::Config;
 use crate::authentication::MASTERS;
 use crate::front::Front;
 use crate::objects::Objects;
-use crate::registry::allocators::{self, Leaks};
 use crate::request::User;
 use bytes::Bytes;
 use coxswain_api::{Value, json};
 use coxswain_storage::Storage;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
 /// The hooks that this module reports as done.
-pub const HOOKS: [&str; 6] = [
+pub const HOOKS: [&str; 7] = [
+    service_repair::HOOK,
     "start-system-namespaces-controller",
     "rbac/bootstrap-roles",
     "scheduling/bootstrap-system-priority-classes",
@@ -30,8 +31,6 @@ pub const HOOKS: [&str; 6] = [
 ];
 
 const RETRY: Duration = Duration::from_millis(500);
-/// No service takes so long to be created.
-const CREATION_MAX: Duration = Duration::from_secs(60);
 /// How often the kubernetes service and its endpoints are looked after (upstream: `DefaultEndpointReconcilerInterval`).
 const KEEP: Duration = Duration::from_secs(10);
 
@@ -42,11 +41,11 @@ pub fn identity() -> User {
 
 /// Runs every hook until it succeeded.
 pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>, config: Config) -> JoinHandle<()> {
-    match allocators::repair(&front.pipeline).await {
-        Ok(leaks) => drop(tokio::spawn(release_leaks(Arc::downgrade(&front), leaks))),
-        Err(error) => tracing::warn!(?error, "cluster IPs and node ports could not be compared with the services"),
-    }
-    for hook in HOOKS {
+    // Before anything that may take an address.
+    let repair =
+        service_repair::start(front.clone(), objects.clone(), config.hostname.as_deref().unwrap_or_default()).await;
+    tokio::spawn(repair.keep_on());
+    for hook in HOOKS.into_iter().filter(|hook| *hook != service_repair::HOOK) {
         if hook == "bootstrap-controller" {
             // Some addresses cannot be endpoints at all; that must not keep the server from being ready.
             if let Err(why) = kubernetes_endpoints(&front, &*objects, &config).await {
@@ -96,19 +95,7 @@ async fn keep_kubernetes_service(front: Arc<Front>, objects: Arc<dyn Objects>, c
     }
 }
 
-/// Another server may be creating the services that seem to be missing; it is given time.
-async fn release_leaks(front: Weak<Front>, leaks: Leaks) {
-    if leaks.is_empty() {
-        return;
-    }
-    tokio::time::sleep(CREATION_MAX).await;
-    let Some(front) = front.upgrade() else { return };
-    if let Err(error) = allocators::release_leaks(&front.pipeline, leaks).await {
-        tracing::warn!(?error, "cluster IPs and node ports of no service were not given back");
-    }
-}
-
-/// Sends a request as the server itself. The method `APPLY` is a PATCH that applies.
+/// Sends a request as the server itself. The method `APPLY` is a PATCH that applies, `PATCH` one that merges.
 pub(super) async fn send(
     objects: &dyn Objects,
     method: &str,
@@ -117,6 +104,7 @@ pub(super) async fn send(
 ) -> Result<(u16, Value), String> {
     let (method, content_type) = match method {
         "APPLY" => ("PATCH", "application/apply-patch+yaml"),
+        "PATCH" => ("PATCH", "application/merge-patch+json"),
         method => (method, "application/json"),
     };
     let request = http::Request::builder()

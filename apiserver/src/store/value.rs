@@ -9,6 +9,7 @@ use crate::registry::resource::Resource;
 use bytes::Bytes;
 use coxswain_api::catalogue::ResourceType;
 use coxswain_api::codec::{self, Format, protobuf};
+use coxswain_api::schema::StructRef;
 use coxswain_api::{Status, Value, conversion, defaults, schema};
 use coxswain_storage::Entry;
 use coxswain_storage::encryption::Transformer;
@@ -44,6 +45,10 @@ impl Values {
     ) -> Self {
         let api_version = hub.group_version.api_version().into();
         Self { hub, format, transformer, api_version, custom }
+    }
+
+    pub fn schema(&self) -> &StructRef {
+        &self.hub.schema
     }
 
     /// What is stored for an object, of which `json` is the stored form in JSON.

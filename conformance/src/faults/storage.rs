@@ -2,24 +2,19 @@
 //! meanwhile one fault after the other is drawn. At the end the histories must be linearizable, no watch may have missed or
 //! repeated anything, lists must be what the changes lead to, and no object may have been served torn.
 
-use super::checks::{self, Listed, Watched};
-use super::clients::{self, Shared, recorded};
-use super::history::{Answer, Call, History};
-use super::http::{self, Following, Server};
+use super::Options;
+use super::history::Answer;
+use super::load::Load;
 use super::process::{children_of, send_signal, wait_until};
 use super::stores::{Backend, Bench};
 use super::wire::Mode;
-use super::{Options, lock};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-const CLIENTS: usize = 8;
 /// Objects are left for new ones after this many faults.
 const FAULTS_PER_EPOCH: u32 = 2;
 
@@ -167,35 +162,17 @@ async fn full_disk(bench: &mut Bench, some_time: Duration, rng: &mut StdRng) -> 
 }
 
 /// All servers take writes again. The writes are part of the histories.
-async fn recover(bench: &mut Bench, history: &History, shared: &Shared, number: u32) -> Result<()> {
+async fn recover(bench: &mut Bench, load: &Load, number: u32) -> Result<()> {
     bench.start_nodes().await?;
     for index in 0..bench.nodes.len() {
         let server = bench.nodes[index].server.clone();
         let mut tries = 0;
         let written = wait_until(Duration::from_secs(40), async || {
             tries += 1;
-            let id = shared.ids.fetch_add(1, Ordering::SeqCst) + 1;
             let key = format!("object-probe-{number}-{index}-{tries}");
-            matches!(recorded(&*server, history, &key, Call::Create(id)).await, Ok(Answer::Put(_)))
+            matches!(load.create(&server, &key).await, Ok(Answer::Put(_)))
         });
         ensure!(written.await, "{} takes no writes 40 s after the fault:\n{}", server.name, bench.logs());
-    }
-    Ok(())
-}
-
-async fn take_lists(
-    servers: Vec<Arc<Server>>,
-    following: Arc<Following>,
-    lists: Arc<Mutex<Vec<Listed>>>,
-) -> Result<()> {
-    let mut turn = 0;
-    while !following.stop.load(Ordering::SeqCst) {
-        turn += 1;
-        let page = if turn % 3 == 0 { 7 } else { 500 };
-        if let Some(list) = servers[turn % servers.len()].list(page).await? {
-            lock(&lists).push(list);
-        }
-        tokio::time::sleep(Duration::from_millis(300)).await;
     }
     Ok(())
 }
@@ -204,31 +181,17 @@ pub async fn run(backend: Backend, options: &Options, seed: u64) -> Result<()> {
     println!("{backend:?}: seed {seed}, {} faults", options.rounds);
     let mut rng = StdRng::seed_from_u64(seed);
     let directory = tempfile::tempdir()?;
-    let mut bench = Bench::start(backend, &options.coxswain, directory.path()).await?;
+    let servers = if backend == Backend::Embedded { 1 } else { 2 };
+    let mut bench = Bench::start(backend, servers, &options.coxswain, directory.path(), &[]).await?;
     if bench.disk.is_none() {
         println!("  no full disks: they need root and dev/in-namespace.sh");
     }
     if bench.nodes[0].clock.is_none() {
         println!("  no clocks that jump: they need Debian's package faketime");
     }
-    let servers: Vec<Arc<Server>> = bench.nodes.iter().map(|n| n.server.clone()).collect();
-    let (history, shared) = (Arc::new(History::new()), Arc::new(Shared::default()));
     // History is kept by the store's own clock, and a jump of a day makes all of it old.
-    let following = Arc::new(Following { may_expire: bench.nodes[0].clock.is_some(), ..Following::default() });
-    let mut watches = Vec::new();
-    for (index, server) in servers.iter().enumerate() {
-        let name = format!("the watch of server {}", index + 1);
-        watches.push(tokio::spawn(http::watch(vec![server.clone()], name, following.clone())));
-    }
-    if servers.len() > 1 {
-        let name = "the watch of both servers".to_owned();
-        watches.push(tokio::spawn(http::watch(servers.clone(), name, following.clone())));
-    }
-    let lists = Arc::new(Mutex::new(Vec::new()));
-    let lister = tokio::spawn(take_lists(servers.clone(), following.clone(), lists.clone()));
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| tokio::spawn(clients::work(servers.clone(), history.clone(), shared.clone(), rng.random())))
-        .collect();
+    let may_expire = bench.nodes[0].clock.is_some();
+    let load = Load::start(bench.servers(), bench.servers(), may_expire, &mut rng);
 
     let begun = Instant::now();
     let mut counts: BTreeMap<String, u32> = BTreeMap::new();
@@ -242,7 +205,7 @@ pub async fn run(backend: Backend, options: &Options, seed: u64) -> Result<()> {
         inflict(&mut bench, fault, &mut rng).await.map_err(at)?;
         // Often the next fault comes before this one is got over.
         if rng.random_bool(0.7) || number == options.rounds {
-            recover(&mut bench, &history, &shared, number).await.map_err(at)?;
+            recover(&mut bench, &load, number).await.map_err(at)?;
         } else {
             // What has died of the fault by itself must run for the next one to have something to hit.
             for node in &mut bench.nodes {
@@ -252,74 +215,29 @@ pub async fn run(backend: Backend, options: &Options, seed: u64) -> Result<()> {
             }
         }
         if number % FAULTS_PER_EPOCH == 0 {
-            shared.epoch.fetch_add(1, Ordering::SeqCst);
+            load.next_epoch();
         }
-        let ended = lister.is_finished() || watches.iter().any(|w| w.is_finished());
-        if ended || clients.iter().any(|c| c.is_finished()) {
+        if load.has_ended() {
             println!("  seed {seed}: something was found after fault {number} ({fault:?})");
             break;
         }
     }
-    shared.stop.store(true, Ordering::SeqCst);
-    for client in clients {
-        client.await?.with_context(|| format!("seed {seed}"))?;
-    }
-    let mut histories = history.take();
-    // What everything has come to, as each server tells it, belongs to the histories.
-    for server in &servers {
-        for key in histories.keys() {
-            recorded(&**server, &history, key, Call::Get).await.with_context(|| format!("seed {seed}"))?;
-        }
-    }
-    for (key, operations) in history.take() {
-        histories.entry(key).or_default().extend(operations);
-    }
-    let newest = newest_revision(&histories);
-    let caught_up = wait_until(Duration::from_secs(60), async || following.reached.load(Ordering::SeqCst) >= newest);
-    let caught_up = caught_up.await;
-    following.stop.store(true, Ordering::SeqCst);
-    let mut stories: Vec<Watched> = Vec::new();
-    for watch in watches {
-        stories.extend(watch.await?.with_context(|| format!("seed {seed}"))?);
-    }
-    lister.await?.with_context(|| format!("seed {seed}"))?;
-    ensure!(caught_up, "seed {seed}: no watch reached revision {newest} within 60 s:\n{}", bench.logs());
-    bench.stop().await?;
-
+    let found = load.finish(&mut bench).await.with_context(|| format!("{backend:?}, seed {seed}"));
     let kinds: Vec<String> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     println!("  {}, in {:.0} s", kinds.join(", "), begun.elapsed().as_secs_f64());
-    let lists = std::mem::take(&mut *lock(&lists));
-    match checks::check(&histories, &stories, &lists) {
+    keep_on_failure(found, directory)
+}
+
+/// What was found, and the logs if something was.
+pub fn keep_on_failure(found: Result<String>, directory: tempfile::TempDir) -> Result<()> {
+    match found {
         Ok(summary) => {
-            println!(
-                "  {} calls ({} acknowledged writes, {} answers lost) of {} objects; {} changes watched in {} stories; {} lists: \
-                 all linearizable, nothing lost, nothing missed",
-                summary.operations,
-                summary.acknowledged,
-                summary.unknown,
-                summary.objects,
-                summary.events,
-                stories.len(),
-                summary.lists
-            );
+            println!("  {summary}");
             Ok(())
         }
         Err(wrong) => {
             let kept = directory.keep();
-            bail!(
-                "{backend:?}, seed {seed}: {} findings, logs in {}; the first:\n{}",
-                wrong.len(),
-                kept.display(),
-                wrong[..wrong.len().min(8)].join("\n")
-            )
+            Err(wrong.context(format!("logs in {}", kept.display())))
         }
     }
-}
-
-fn newest_revision(histories: &BTreeMap<String, Vec<super::history::Operation>>) -> u64 {
-    let revisions = histories.values().flatten().filter_map(|o| match o.answer {
-        Answer::Put(version) => Some(version.revision),
-        _ => None,
-    });
-    revisions.max().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What a fault run runs: an API server on the embedded store, or two on an etcd or a Postgres of their own, each behind a
+//! What a fault run runs: an API server on the embedded store, or several on an etcd or a Postgres of their own, each behind a
 //! wire that can be cut.
 
 use super::http::Server;
@@ -47,7 +47,14 @@ fn strings(words: &[&str]) -> Vec<String> {
 }
 
 impl Bench {
-    pub async fn start(backend: Backend, coxswain: &Path, directory: &Path) -> Result<Bench> {
+    /// With so many API servers, which are given these flags too.
+    pub async fn start(
+        backend: Backend,
+        servers: usize,
+        coxswain: &Path,
+        directory: &Path,
+        more_flags: &[&str],
+    ) -> Result<Bench> {
         let disk = match std::env::var_os("COXSWAIN_NAMESPACE") {
             Some(_) => Some(SmallDisk::mount(directory.join("disk"), DISK_MEBIBYTES)?),
             None => None,
@@ -71,12 +78,12 @@ impl Bench {
         }
         std::fs::write(directory.join("tokens.csv"), format!("{TOKEN},faults,faults,system:masters\n"))?;
         let mut nodes = Vec::new();
-        for number in 0..if backend == Backend::Embedded { 1 } else { 2 } {
+        for number in 0..servers {
             let wire = match target {
                 Some(target) => Some(Wire::to(target).await?),
                 None => None,
             };
-            let flags = match (backend, &wire) {
+            let mut flags = match (backend, &wire) {
                 (Backend::Etcd, Some(wire)) => {
                     vec!["--storage-backend=etcd3".into(), format!("--etcd-servers=http://{}", wire.address)]
                 }
@@ -86,21 +93,12 @@ impl Bench {
                 }
                 _ => vec![format!("--data-dir={}", data.display())],
             };
+            flags.extend(strings(more_flags));
             nodes.push(node(number, coxswain, directory, flags, wire)?);
         }
         let mut bench = Bench { backend, nodes, store, store_clock, disk };
-        // One after the other: the first makes the certificates that the other uses too.
-        for index in 0..bench.nodes.len() {
-            let node = &mut bench.nodes[index];
-            let ready = wait_until(Duration::from_secs(60), async || {
-                // Postgres turns everybody away until it has started.
-                if !node.process.runs() {
-                    let _ = node.process.start();
-                }
-                node.server.ready().await
-            });
-            ensure!(ready.await, "a server did not start:\n{}", bench.logs());
-        }
+        // All at once, on one empty directory for their certificates.
+        bench.start_nodes().await?;
         bench.nodes[0].server.make_namespace().await?;
         Ok(bench)
     }
@@ -138,6 +136,10 @@ impl Bench {
             bail!("the servers were not ready within 60 s:\n{}", self.logs());
         }
         Ok(())
+    }
+
+    pub fn servers(&self) -> Vec<Arc<Server>> {
+        self.nodes.iter().map(|node| node.server.clone()).collect()
     }
 
     pub fn logs(&self) -> String {

@@ -9,13 +9,14 @@ use coxswain_api::codec::Format;
 use coxswain_apiserver::authorization::Mode;
 use coxswain_apiserver::server::certificates::tls_config_of_files;
 use coxswain_apiserver::server::listen::tls_config;
-use coxswain_apiserver::server::{Config, EndpointReconciler, Server};
+use coxswain_apiserver::server::{Config, Elsewhere, EndpointReconciler, Server};
 use coxswain_apiserver::store::Layout;
 use coxswain_storage::Storage;
 use coxswain_storage::embedded::{self, Embedded};
 use coxswain_storage::encryption::Encryption;
 use coxswain_storage::etcd::{self, Etcd};
 use coxswain_storage::postgres::{self, Postgres};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ pub async fn run(flags: &Flags) -> Result<()> {
     let backend = backend(flags)?;
     config.layout = layout(flags, backend).await?;
     let opened = open(flags, backend, &config.layout).await?;
+    config.elsewhere = elsewhere(flags, &config.layout).await?;
     let switch = crate::storage_command::in_use(opened, keep_history(flags)?).await?;
     let storage: Arc<dyn Storage> = switch.clone();
     let _admin = match (backend, flags.path("data-dir")) {
@@ -271,28 +273,7 @@ async fn open(flags: &Flags, backend: Backend, layout: &Layout) -> Result<Arc<dy
             if servers.is_empty() {
                 bail!("--etcd-servers must be specified");
             }
-            let user = match flags.get("etcd-username") {
-                Some(name) => {
-                    let path =
-                        flags.path("etcd-password-file").context("--etcd-username needs --etcd-password-file")?;
-                    let password =
-                        String::from_utf8(read(&path)?).context("the password of etcd's user is not text")?;
-                    Some((name, password.trim_end_matches(['\r', '\n']).to_owned()))
-                }
-                None => None,
-            };
-            let access = etcd::Access {
-                ca_file: flags.path("etcd-cafile"),
-                cert_file: flags.path("etcd-certfile"),
-                key_file: flags.path("etcd-keyfile"),
-                user,
-            };
-            let mut options =
-                etcd::Options { keep_history, access, root: layout.root().to_owned(), ..etcd::Options::default() };
-            if let Some(seconds) = flags.parsed("lease-reuse-duration-seconds")? {
-                options.lease_reuse = Duration::from_secs(seconds);
-            }
-            Ok(Arc::new(Etcd::open(&servers, options).await.map_err(plain)?))
+            Ok(Arc::new(Etcd::open(&servers, etcd_options(flags, layout)?).await.map_err(plain)?))
         }
         Backend::Postgres => {
             let url = flags.get("postgres-url").context("--postgres-url says where the database is")?;
@@ -300,4 +281,51 @@ async fn open(flags: &Flags, backend: Backend, layout: &Layout) -> Result<Arc<dy
             Ok(Arc::new(Postgres::open(&url, options).await.map_err(plain)?))
         }
     }
+}
+
+/// How any etcd is reached.
+fn etcd_options(flags: &Flags, layout: &Layout) -> Result<etcd::Options> {
+    let user = match flags.get("etcd-username") {
+        Some(name) => {
+            let path = flags.path("etcd-password-file").context("--etcd-username needs --etcd-password-file")?;
+            let password = String::from_utf8(read(&path)?).context("the password of etcd's user is not text")?;
+            Some((name, password.trim_end_matches(['\r', '\n']).to_owned()))
+        }
+        None => None,
+    };
+    let access = etcd::Access {
+        ca_file: flags.path("etcd-cafile"),
+        cert_file: flags.path("etcd-certfile"),
+        key_file: flags.path("etcd-keyfile"),
+        user,
+    };
+    let keep_history = keep_history(flags)?;
+    let mut options = etcd::Options { keep_history, access, root: layout.root().to_owned(), ..etcd::Options::default() };
+    if let Some(seconds) = flags.parsed("lease-reuse-duration-seconds")? {
+        options.lease_reuse = Duration::from_secs(seconds);
+    }
+    Ok(options)
+}
+
+/// What `--etcd-servers-overrides` keeps in an etcd of its own, whatever has the rest.
+async fn elsewhere(flags: &Flags, layout: &Layout) -> Result<Vec<Elsewhere>> {
+    let mut by_servers: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    for entry in flags.list("etcd-servers-overrides") {
+        let parts = entry.split_once('#').and_then(|(what, servers)| Some((what.split_once('/')?, servers)));
+        let Some(((group, resource), servers)) = parts.filter(|(_, servers)| !servers.is_empty()) else {
+            bail!(
+                "--etcd-servers-overrides invalid, must be of format: group/resource#servers, where servers are URLs, \
+                 semicolon separated"
+            );
+        };
+        by_servers.entry(servers.to_owned()).or_default().push((group.to_owned(), resource.to_owned()));
+    }
+    let mut all = Vec::new();
+    for (servers, resources) in by_servers {
+        let servers: Vec<String> = servers.split(';').map(str::to_owned).collect();
+        let opened = Etcd::open(&servers, etcd_options(flags, layout)?).await;
+        let storage: Arc<dyn Storage> = Arc::new(opened.map_err(|e| anyhow::anyhow!("{e}"))?);
+        all.push(Elsewhere { resources, storage });
+    }
+    Ok(all)
 }

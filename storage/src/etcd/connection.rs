@@ -11,8 +11,8 @@ use crate::{Error, Result, Revision};
 use bytes::Bytes;
 use prost::Message;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -29,6 +29,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a call that may be repeated is repeated, and how often.
 const RETRY_TIME: Duration = Duration::from_millis(2_500);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// How often the files of certificates are looked at.
+const FILES_INTERVAL: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 20 });
 
 /// How etcd is reached and who we are there.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +47,12 @@ pub struct Access {
 impl Access {
     fn has_tls(&self) -> bool {
         self.ca_file.is_some() || self.cert_file.is_some() || self.key_file.is_some()
+    }
+
+    /// What the files hold.
+    fn contents(&self) -> Vec<Option<Vec<u8>>> {
+        let files = [&self.ca_file, &self.cert_file, &self.key_file];
+        files.into_iter().flatten().map(|path| std::fs::read(path).ok()).collect()
     }
 
     fn tls(&self) -> Result<ClientTlsConfig> {
@@ -68,7 +76,9 @@ impl Access {
 pub(super) struct Calls(Arc<Inner>);
 
 struct Inner {
-    endpoints: Vec<Channel>,
+    /// A channel each; made anew when the files of certificates have changed.
+    endpoints: parking_lot::RwLock<Vec<Channel>>,
+    count: usize,
     /// Counts up; the endpoint in use is the rest after division by their number.
     current: AtomicUsize,
     user: Option<(String, String)>,
@@ -82,31 +92,19 @@ struct Inner {
 impl Calls {
     pub(super) fn new(endpoints: &[String], access: &Access, root: &str) -> Result<Calls> {
         let mut user = access.user.clone();
-        let mut channels = Vec::new();
+        let mut urls = Vec::new();
         for url in endpoints {
             let (url, in_url) = without_user(url);
             user = user.or(in_url);
-            let secure = url.starts_with("https://");
-            let url = if url.contains("://") { url } else { format!("http://{url}") };
-            let mut endpoint = Endpoint::from_shared(url)
-                .map_err(|e| unavailable("open", e))?
-                .connect_timeout(CONNECT_TIMEOUT)
-                .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-                .keep_alive_while_idle(true)
-                .tcp_nodelay(true);
-            if secure {
-                endpoint = endpoint.tls_config(access.tls()?).map_err(|e| unavailable("open", chain(&e)))?;
-            } else if access.has_tls() {
-                tracing::warn!(endpoint = %endpoint.uri(), "an endpoint of etcd without TLS, although certificates are given");
-            }
-            channels.push(endpoint.connect_lazy());
+            urls.push(url);
         }
+        let channels = channels(&urls, access)?;
         if channels.is_empty() {
             return Err(unavailable("open", "no endpoint of etcd is given"));
         }
         let inner = Inner {
-            endpoints: channels,
+            count: channels.len(),
+            endpoints: parking_lot::RwLock::new(channels),
             current: AtomicUsize::new(0),
             user,
             token: Default::default(),
@@ -114,13 +112,16 @@ impl Calls {
             mark: format!("{root}coxswain/progress").into(),
             root: root.into(),
         };
-        Ok(Calls(Arc::new(inner)))
+        let inner = Arc::new(inner);
+        if access.has_tls() {
+            tokio::spawn(follow_files(Arc::downgrade(&inner), urls, access.clone()));
+        }
+        Ok(Calls(inner))
     }
 
     /// One call, without repetition.
     fn grpc(&self, endpoint: usize) -> Grpc<Channel> {
-        let endpoints = &self.0.endpoints;
-        let channel = endpoints[endpoint % endpoints.len()].clone();
+        let channel = self.0.endpoints.read()[endpoint % self.0.count].clone();
         Grpc::new(channel).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX)
     }
 
@@ -273,12 +274,12 @@ impl Calls {
     /// may tell it of a watch that has not caught up, and before events that came earlier.
     pub(super) async fn tells_progress(&self) -> bool {
         let mut good = true;
-        for endpoint in 0..self.0.endpoints.len() {
+        for endpoint in 0..self.0.count {
             let asked = self.once(endpoint, "/etcdserverpb.Maintenance/Status", StatusRequest {});
             match tokio::time::timeout(CONNECT_TIMEOUT, asked).await {
                 Ok(Ok(StatusResponse { version, .. })) => good &= is_good_version(&version),
                 // One that is away now may be of any version.
-                _ => good &= self.0.endpoints.len() > 1,
+                _ => good &= self.0.count > 1,
             }
         }
         good
@@ -306,6 +307,52 @@ impl Calls {
 
     pub(super) fn probe_key(&self) -> &Bytes {
         &self.0.probe
+    }
+}
+
+/// A channel for each endpoint, which connects when it is used.
+fn channels(urls: &[String], access: &Access) -> Result<Vec<Channel>> {
+    let mut channels = Vec::new();
+    for url in urls {
+        let secure = url.starts_with("https://");
+        let url = if url.contains("://") { url.clone() } else { format!("http://{url}") };
+        let mut endpoint = Endpoint::from_shared(url)
+            .map_err(|e| unavailable("open", e))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true);
+        if secure {
+            endpoint = endpoint.tls_config(access.tls()?).map_err(|e| unavailable("open", chain(&e)))?;
+        } else if access.has_tls() {
+            tracing::warn!(endpoint = %endpoint.uri(), "an endpoint of etcd without TLS, although certificates are given");
+        }
+        channels.push(endpoint.connect_lazy());
+    }
+    Ok(channels)
+}
+
+/// Certificates are renewed while the server runs: new connections are made with what the files hold by then. Calls and
+/// watches under way end on the connections that they began on.
+async fn follow_files(inner: Weak<Inner>, urls: Vec<String>, access: Access) {
+    let mut known = access.contents();
+    loop {
+        tokio::time::sleep(FILES_INTERVAL).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let now = access.contents();
+        if now == known {
+            continue;
+        }
+        // Half of it may be written only; the next look tells.
+        match channels(&urls, &access) {
+            Ok(channels) => {
+                tracing::info!("the certificates for etcd have changed");
+                *inner.endpoints.write() = channels;
+                known = now;
+            }
+            Err(error) => tracing::warn!(%error, "the certificates for etcd have changed and cannot be used"),
+        }
     }
 }
 

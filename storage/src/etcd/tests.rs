@@ -199,7 +199,7 @@ async fn tls_and_client_certificates_are_spoken() {
     std::fs::write(&ca, pki.authority.pem()).unwrap();
     let (server_cert, server_key) = pki.issue(files.path(), "server");
     let (cert, key) = pki.issue(files.path(), "client");
-    let server = Server::start_with("https", |_| {
+    let mut server = Server::start_with("https", |_| {
         let ca = ca.to_str().unwrap();
         ["--cert-file", &server_cert, "--key-file", &server_key, "--trusted-ca-file", ca, "--client-cert-auth"]
             .map(str::to_owned)
@@ -207,7 +207,7 @@ async fn tls_and_client_certificates_are_spoken() {
     });
     let urls = [server.url.clone()];
     let access =
-        Access { ca_file: Some(ca), cert_file: Some(cert.into()), key_file: Some(key.into()), ..Access::default() };
+        Access { ca_file: Some(ca.clone()), cert_file: Some(cert.into()), key_file: Some(key.into()), ..Access::default() };
     let store = open(&urls, Options { access: access.clone(), ..Options::default() }).await;
     let revision = store.commit(vec![put("/registry/a", "v", Expect::Absent)]).await.unwrap();
     assert_eq!(store.get("/registry/a", None).await.unwrap().0.unwrap().modified, revision);
@@ -221,6 +221,18 @@ async fn tls_and_client_certificates_are_spoken() {
     std::fs::write(&strangers, Pki::new().authority.pem()).unwrap();
     let wary = Access { ca_file: Some(strangers), ..access };
     assert!(Etcd::open(&urls, Options { access: wary, ..Options::default() }).await.is_err());
+
+    // Everything is issued anew, by another authority even. Who only remembered what the files held could not come back.
+    let renewed = Pki::new();
+    std::fs::write(&ca, renewed.authority.pem()).unwrap();
+    renewed.issue(files.path(), "server");
+    renewed.issue(files.path(), "client");
+    server.kill_and_restart();
+    let begun = std::time::Instant::now();
+    while let Err(error) = store.get("/registry/a", None).await {
+        assert!(begun.elapsed() < Duration::from_secs(40), "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -70,14 +70,15 @@ pub struct Connections {
 impl Connections {
     /// `schema` holds the tables. A server that vanishes within a transaction must not hold up the others for long, and no
     /// setting of the database may make an acknowledged commit less than durable. Every plan is by an index, whatever
-    /// the database thinks of the tables' sizes, and compiling a plan takes longer than these queries ever do.
+    /// the database thinks of the tables' sizes, and compiling a plan takes longer than these queries ever do. A list of ten
+    /// thousand objects is sorted in memory.
     pub fn new(url: &str, schema: &str) -> Result<Connections> {
         let (url, settings) = tls::split(url)?;
         let mut config: Config = url.parse().map_err(|e| error("open", e))?;
         let options = format!(
             "{} -c search_path={schema} -c synchronous_commit=on -c default_transaction_isolation=read\\ committed \
              -c idle_in_transaction_session_timeout=10s -c statement_timeout=60s -c lock_timeout=10s \
-             -c client_min_messages=warning -c jit=off -c enable_seqscan=off",
+             -c client_min_messages=warning -c jit=off -c enable_seqscan=off -c work_mem=32MB",
             config.get_options().unwrap_or_default()
         );
         config.ssl_mode(settings.mode).options(options.trim_start()).application_name("coxswain");

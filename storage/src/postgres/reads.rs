@@ -69,6 +69,8 @@ impl Connections {
         marks.readable(at)?;
         let key = |row: &Row| row.get::<_, Option<&str>>(2).map(Arc::from);
         let mut entries: Vec<Entry> = rows.iter().filter_map(|row| entry(row, key(row)?, 3)).collect();
+        // As they are already, unless the database did something unusual.
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
         let next = options.limit.filter(|limit| entries.len() > *limit).map(|limit| entries.split_off(limit));
         Ok(Page { entries, revision: at, next: next.map(|rest| rest[0].key.clone()) })
     }

@@ -33,10 +33,11 @@ pub const GET_AT: &str = "SELECT h.revision, c.revision, e.key, e.created, e.mod
         (SELECT 1, key, created, modified, value FROM current WHERE key = $1)
         ORDER BY place LIMIT 1) e ON true";
 
+/// The rows come as the inner query found them, in the order of keys: to sort them again the database would write them to disk.
 pub const LIST: &str = "SELECT h.revision, c.revision, e.key, e.created, e.modified, e.value
     FROM head h CROSS JOIN compaction c LEFT JOIN LATERAL (
         SELECT key, created, modified, value FROM current
-        WHERE key >= $1 AND key < $2 ORDER BY key LIMIT $3) e ON true ORDER BY e.key";
+        WHERE key >= $1 AND key < $2 ORDER BY key LIMIT $3) e ON true";
 
 /// What was changed since is as the first of the changes found it; all else is as it is now.
 pub const LIST_AT: &str = "SELECT h.revision, c.revision, e.key, e.created, e.modified, e.value
@@ -49,7 +50,7 @@ pub const LIST_AT: &str = "SELECT h.revision, c.revision, e.key, e.created, e.mo
         UNION ALL
         (SELECT key, created, modified, value FROM current
             WHERE key >= $1 AND key < $2 AND modified <= $4 ORDER BY key LIMIT $3)
-        ORDER BY key LIMIT $3) e ON true ORDER BY e.key";
+        ORDER BY key LIMIT $3) e ON true";
 
 pub const CHANGES: &str = "WITH stretch AS (SELECT coalesce(
         (SELECT revision FROM history WHERE revision > $1 ORDER BY revision, index OFFSET $4 LIMIT 1),
