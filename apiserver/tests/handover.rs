@@ -189,7 +189,8 @@ fn node_ports(stored: &[u8]) -> Result<Vec<u64>> {
     let object: Value = serde_json::from_slice(&codec::convert(stored, Format::Json)?)?;
     assert_eq!(object["range"], "30000-32767");
     let data = STANDARD.decode(object["data"].as_str().context("data")?)?;
-    let bits = data.iter().rev().enumerate().flat_map(|(i, byte)| (0..8).map(move |bit| (8 * i + bit, byte >> bit & 1)));
+    let bits =
+        data.iter().rev().enumerate().flat_map(|(i, byte)| (0..8).map(move |bit| (8 * i + bit, byte >> bit & 1)));
     Ok(bits.filter(|(_, bit)| *bit == 1).map(|(offset, _)| 30_000 + offset as u64).collect())
 }
 
@@ -214,7 +215,8 @@ async fn node_ports_are_shared_with_servers_of_upstream() -> Result<()> {
         let service = json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}});
         cluster.request("POST", "/api/v1/namespaces/default/services", Some(&service)).await
     };
-    let refused = |answer: (u16, Value)| answer.0 == 422 && answer.1.to_string().contains("provided port is already allocated");
+    let refused =
+        |answer: (u16, Value)| answer.0 == 422 && answer.1.to_string().contains("provided port is already allocated");
     assert!(refused(take("a", 30_500).await?), "what another server took before is taken");
     assert_eq!(take("a", 30_501).await?.0, 201);
     // Another server takes one while this one runs, and gives one back.
@@ -235,11 +237,8 @@ async fn node_ports_are_shared_with_servers_of_upstream() -> Result<()> {
 async fn a_resource_may_be_kept_in_an_etcd_of_its_own() -> Result<()> {
     let ((_main_etcd, main), (own_etcd, own)) = (Etcd::start("/registry/").await?, Etcd::start("/registry/").await?);
     let elsewhere = Elsewhere { resources: vec![("".into(), "events".into())], storage: own.clone() };
-    let config = Config {
-        layout: Layout::new("/registry", Format::Protobuf),
-        elsewhere: vec![elsewhere],
-        ..Config::default()
-    };
+    let config =
+        Config { layout: Layout::new("/registry", Format::Protobuf), elsewhere: vec![elsewhere], ..Config::default() };
     let mut server = Server::start(config, main.clone()).await?;
     server.ready().await;
     let cluster = Cluster { server, etcd: own_etcd, storage: own };
@@ -254,7 +253,13 @@ async fn a_resource_may_be_kept_in_an_etcd_of_its_own() -> Result<()> {
     // Lists and updates are at that etcd's revisions.
     let list = cluster.get(events).await?;
     assert_eq!(list["items"][0]["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
-    let (code, changed) = cluster.request("PUT", &format!("{events}/x"), Some(&json!({"metadata": {"name": "x", "labels": {"a": "b"}}, "involvedObject": involved}))).await?;
+    let (code, changed) = cluster
+        .request(
+            "PUT",
+            &format!("{events}/x"),
+            Some(&json!({"metadata": {"name": "x", "labels": {"a": "b"}}, "involvedObject": involved})),
+        )
+        .await?;
     assert_eq!(code, 200, "{changed}");
     assert_eq!(cluster.request("DELETE", &format!("{events}/x"), None).await?.0, 200);
     assert_eq!(cluster.get(events).await?["items"], json!([]));

@@ -108,9 +108,37 @@ impl Service<Request<Body>> for Remote {
             } else {
                 &inner.requests
             };
-            Ok(pool.request(request).await?)
+            let spare = copy_of(&request);
+            match (pool.request(request).await, spare) {
+                // The next connection leads to a server that stays, or to the same one started again.
+                (Err(error), Some(spare)) if was_turned_away(&error) => Ok(pool.request(spare).await?),
+                (answer, _) => Ok(answer?),
+            }
         })
     }
+}
+
+/// The same request once more, if its body is in memory.
+fn copy_of(request: &Request<Body>) -> Option<Request<Body>> {
+    let mut copy = Request::new(request.body().try_clone()?);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}
+
+/// Whether a server that ends has refused to begin with a request that was on its way when it asked to go away (RFC 9113,
+/// sections 6.8 and 8.7): it has not been looked at, and may be sent again. Go's transport does so too.
+fn was_turned_away(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut source = Some(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let gently = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+            return error.is_remote() && (gently || error.reason() == Some(h2::Reason::REFUSED_STREAM));
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// Whether the query asks for a stream that stays open.

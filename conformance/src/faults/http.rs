@@ -105,7 +105,10 @@ impl Server {
             let response = match self.client.send(request).await {
                 Ok(response) => response,
                 Err(error) if never_sent(&error) => return Reply::NeverSent,
-                Err(_) => return Reply::Lost,
+                Err(error) => {
+                    tracing::info!(server = self.name, ?error, "an answer was lost");
+                    return Reply::Lost;
+                }
             };
             let code = response.status().as_u16();
             response.into_body().collect_bytes().await.map_or(Reply::Lost, |body| Reply::Got(code, body.to_vec()))

@@ -67,7 +67,10 @@ pub async fn run(backend: Backend, options: &Options, seed: u64) -> Result<()> {
     }
     let took = begun.elapsed().as_secs_f64();
     let found = load.finish(&mut bench).await.with_context(|| format!("{backend:?}, seed {seed}"));
-    println!("  {} calls were turned away and went to another server, in {took:.0} s", any.turned_away.load(Ordering::SeqCst));
+    println!(
+        "  {} calls were turned away and went to another server, in {took:.0} s",
+        any.turned_away.load(Ordering::SeqCst)
+    );
     keep_on_failure(found, directory)
 }
 

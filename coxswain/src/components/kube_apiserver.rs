@@ -300,7 +300,8 @@ fn etcd_options(flags: &Flags, layout: &Layout) -> Result<etcd::Options> {
         user,
     };
     let keep_history = keep_history(flags)?;
-    let mut options = etcd::Options { keep_history, access, root: layout.root().to_owned(), ..etcd::Options::default() };
+    let mut options =
+        etcd::Options { keep_history, access, root: layout.root().to_owned(), ..etcd::Options::default() };
     if let Some(seconds) = flags.parsed("lease-reuse-duration-seconds")? {
         options.lease_reuse = Duration::from_secs(seconds);
     }

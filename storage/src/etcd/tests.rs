@@ -206,8 +206,12 @@ async fn tls_and_client_certificates_are_spoken() {
             .to_vec()
     });
     let urls = [server.url.clone()];
-    let access =
-        Access { ca_file: Some(ca.clone()), cert_file: Some(cert.into()), key_file: Some(key.into()), ..Access::default() };
+    let access = Access {
+        ca_file: Some(ca.clone()),
+        cert_file: Some(cert.into()),
+        key_file: Some(key.into()),
+        ..Access::default()
+    };
     let store = open(&urls, Options { access: access.clone(), ..Options::default() }).await;
     let revision = store.commit(vec![put("/registry/a", "v", Expect::Absent)]).await.unwrap();
     assert_eq!(store.get("/registry/a", None).await.unwrap().0.unwrap().modified, revision);

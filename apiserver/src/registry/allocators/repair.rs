@@ -384,7 +384,9 @@ mod tests {
 
     fn ports(taken: &[i64]) -> Ports {
         let mut ports = Ports::new(30000..=30099);
-        taken.iter().for_each(|port| drop(ports.take(*port).unwrap()));
+        for port in taken {
+            ports.take(*port).unwrap();
+        }
         ports
     }
 
