@@ -141,7 +141,7 @@ pub fn no_backsteps(value: &View<'_>, at: &Path, errors: &mut ErrorList) {
 /// A descending path that does not begin with two dots either: those names are reserved for atomic writes.
 pub fn local_path(value: &View<'_>, at: &Path, errors: &mut ErrorList) {
     descending_path(value, at, errors);
-    if value.str().starts_with("..") && value.str() != ".." && !value.str().starts_with("../") {
+    if value.str().starts_with("..") && !value.str().starts_with("../") {
         errors.push(Error::invalid(at, value.str(), "must not start with '..'"));
     }
 }

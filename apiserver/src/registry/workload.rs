@@ -5,7 +5,8 @@ use super::core::pod_spec::{self, Options};
 pub use super::defaults::child_mut as map_at;
 use super::defaults::set_default;
 use super::metadata;
-use coxswain_api::field::{BadValue, Error, ErrorList, View};
+use super::internal::Dump;
+use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::selector::Selector;
 use coxswain_api::{Value, json, names};
 
@@ -67,15 +68,6 @@ pub fn rolling_dump(rolling: &View<'_>, fields: &[(&str, &'static str)]) -> Dump
         .map(|(there, here)| format!("{}:{}", json!(there), rolling.child(here).value().unwrap_or(&Value::Null)))
         .collect();
     Dump(format!("{{{}}}", shown.join(",")))
-}
-
-/// A value in upstream's internal form.
-pub struct Dump(String);
-
-impl BadValue for Dump {
-    fn text(&self) -> String {
-        self.0.clone()
-    }
 }
 
 /// The selector as it is applied, or what is wrong with it.

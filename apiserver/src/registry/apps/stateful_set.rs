@@ -168,7 +168,7 @@ fn validate_spec(spec: &View<'_>, options: &Options, spared: &Spared, errors: &m
     }
     if !spared.claims {
         for claim in spec.child("volumeClaimTemplates").items() {
-            pod_spec::persistent_volume_claim_spec(&claim.child("spec"), errors);
+            pod_spec::persistent_volume_claim_spec(&claim.child("spec"), Default::default(), errors);
         }
     }
 

@@ -2,8 +2,9 @@
 
 use super::indexes;
 use crate::registry::core::pod_spec::{self, Options};
+use crate::registry::internal::Dump;
 use crate::registry::{checks, workload};
-use coxswain_api::field::{BadValue, Error, ErrorList, Path, View};
+use coxswain_api::field::{Error, ErrorList, Path, View};
 use coxswain_api::{Value, json};
 use std::collections::BTreeSet;
 
@@ -392,14 +393,6 @@ fn success_dump(policy: &View<'_>) -> Dump {
         .collect();
     let rules = if rules.is_empty() { "null".to_owned() } else { format!("[{}]", rules.join(",")) };
     Dump(format!("{{\"Rules\":{rules}}}"))
-}
-
-struct Dump(String);
-
-impl BadValue for Dump {
-    fn text(&self) -> String {
-        self.0.clone()
-    }
 }
 
 /// Something invalid that is not shown.

@@ -1,6 +1,7 @@
 //! Node (upstream: `pkg/registry/core/node`, `ValidateNode`).
 
 use super::quantities::validate_quantity;
+use crate::registry::internal::{NODE_ADDRESS, dump};
 use crate::registry::resource::Resource;
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path, View};
@@ -50,6 +51,14 @@ impl Resource for Nodes {
             errors.extend(ip::check_cidr_legacy(cidr.path(), cidr.str(), true, &[]));
         }
         if cidrs.len() > 1 {
+            if let Some((i, bad)) = cidrs.items().enumerate().find(|(_, c)| ip::parse_cidr_sloppy(c.str()).is_none()) {
+                let why = format!(
+                    "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> (invalid CIDR \
+                     address: {})",
+                    bad.str()
+                );
+                errors.push(Error::internal(cidrs.path(), why));
+            }
             let six = cidrs.items().filter(|c| c.str().contains(':')).count();
             if six != 1 || cidrs.len() > 2 {
                 let why = "may specify no more than one CIDR for each IP family";
@@ -74,7 +83,7 @@ impl Resource for Nodes {
         for address in new.child("status").child("addresses").items() {
             let Some(value) = address.value() else { continue };
             if seen.contains(&value) {
-                errors.push(Error::duplicate(address.path(), &address));
+                errors.push(Error::duplicate(address.path(), dump(&address, &NODE_ADDRESS)));
             }
             seen.push(value);
         }

@@ -1,40 +1,19 @@
 //! PersistentVolume (upstream: `pkg/registry/core/persistentvolume`, `ValidatePersistentVolume`).
 
-use super::persistent_volume_claim::{
-    set_default, validate_class, validate_modes, validate_positive, validate_volume_mode,
-};
+use super::pod_spec::{self, persistent_sources};
+use crate::registry::checks;
+use crate::registry::core::persistent_volume_claim::set_default;
+use crate::registry::internal::{VOLUME_NODE_AFFINITY, dump};
+use crate::registry::metadata;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path, View};
-use coxswain_api::{Value, json, names, time};
+use coxswain_api::quantity::Quantity;
+use coxswain_api::{Value, json, time};
 
 pub struct PersistentVolumes;
 
-/// The kinds of volumes in the order in which upstream looks at them.
-const SOURCES: &[&str] = &[
-    "hostPath",
-    "gcePersistentDisk",
-    "awsElasticBlockStore",
-    "glusterfs",
-    "flocker",
-    "nfs",
-    "rbd",
-    "quobyte",
-    "cephfs",
-    "iscsi",
-    "cinder",
-    "fc",
-    "flexVolume",
-    "azureFile",
-    "vsphereVolume",
-    "photonPersistentDisk",
-    "portworxVolume",
-    "azureDisk",
-    "scaleIO",
-    "local",
-    "storageos",
-    "csi",
-];
+const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 const MOUNT_OPTIONS: &str = "volume.beta.kubernetes.io/mount-options";
 
 impl Resource for PersistentVolumes {
@@ -66,35 +45,23 @@ impl Resource for PersistentVolumes {
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        validate(object)
+        let mut errors = validate(object, None);
+        mount_options(object, &mut errors);
+        errors
     }
 
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
         if subresource == "status" {
             return ErrorList::new();
         }
-        let mut errors = validate(object);
-        let (spec, before) = (View::root(object).child("spec"), View::root(old).child("spec"));
-        let sources = |v: &View<'_>| -> Vec<Option<Value>> {
-            SOURCES.iter().map(|s| v.child_named(s).value().cloned()).collect()
-        };
-        if sources(&spec) != sources(&before) {
-            let why = "spec.persistentvolumesource is immutable after creation";
-            errors.push(Error::forbidden(&Path::new("spec").child("persistentvolumesource"), why));
-        }
-        let mode = spec.child("volumeMode");
-        if mode.str() != before.child("volumeMode").str() {
-            errors.push(Error::invalid(&Path::new("volumeMode"), mode.str(), "field is immutable"));
-        }
-        let affinity = spec.child("nodeAffinity");
-        if before.child("nodeAffinity").exists() && affinity.value() != before.child("nodeAffinity").value() {
-            errors.push(Error::invalid(
-                &Path::new("nodeAffinity"),
-                &affinity,
-                "field is immutable, except for updating from beta label to GA",
-            ));
-        }
+        let mut errors = validate(object, Some(old));
+        validate_change(&View::root(object).child("spec"), &View::root(old).child("spec"), &mut errors);
+        mount_options(object, &mut errors);
         errors
+    }
+
+    fn warnings(&self, _ctx: &Context, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        warnings(&View::root(object))
     }
 
     fn returns_deleted_object(&self) -> bool {
@@ -106,85 +73,39 @@ impl Resource for PersistentVolumes {
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("name", crate::registry::metadata::text(object, "name").to_owned())]
+        vec![("name", metadata::text(object, "name").to_owned())]
     }
 }
 
-fn validate(object: &Value) -> ErrorList {
-    let root = View::root(object);
-    let spec = root.child("spec");
+fn validate(object: &Value, old: Option<&Value>) -> ErrorList {
+    let spec = View::root(object).child("spec");
     let mut errors = ErrorList::new();
-    validate_modes(&spec.child("accessModes"), "", &mut errors);
-    let capacity = spec.child("capacity");
-    if capacity.is_empty() {
-        errors.push(Error::required(capacity.path(), ""));
+    let modes = spec.child("accessModes");
+    if modes.is_empty() {
+        errors.push(Error::required(modes.path(), ""));
     }
-    if !capacity.child("storage").exists() || capacity.len() > 1 {
-        let shown = capacity.value().cloned().unwrap_or(Value::Null);
-        errors.push(Error::not_supported(capacity.path(), &shown, &["storage"]));
-    }
-    for (_, amount) in capacity.entries() {
-        validate_positive(amount.str(), amount.path(), &mut errors);
-    }
+    pod_spec::access_modes(&modes, &mut errors);
+    capacity(&spec.child("capacity"), &mut errors);
     let policy = spec.child("persistentVolumeReclaimPolicy");
-    if !policy.is_empty() && !matches!(policy.str(), "Delete" | "Recycle" | "Retain") {
-        errors.push(Error::not_supported(policy.path(), policy.str(), &["Delete", "Recycle", "Retain"]));
+    if !policy.is_empty() {
+        checks::supported_value(&policy, &["Delete", "Recycle", "Retain"], &mut errors);
     }
-    let affinity = spec.child("nodeAffinity");
-    if affinity.exists() && !affinity.child("required").exists() {
-        let why = "must specify required node constraints";
-        errors.push(Error::required(affinity.child("required").path(), why));
-    }
-    let mut found = 0;
-    for name in SOURCES {
-        let source = spec.child_named(name);
-        if !source.exists() {
-            continue;
-        }
-        found += 1;
-        if found > 1 {
-            errors.push(Error::forbidden(source.path(), "may not specify more than 1 volume type"));
-            continue;
-        }
-        validate_source(name, &source, &affinity, &mut errors);
-    }
-    if found == 0 {
-        errors.push(Error::required(spec.path(), "must specify a volume type"));
-    }
-    let mountable = [
-        "nfs",
-        "cephfs",
-        "iscsi",
-        "csi",
-        "gcePersistentDisk",
-        "awsElasticBlockStore",
-        "azureDisk",
-        "azureFile",
-        "cinder",
-        "glusterfs",
-        "rbd",
-        "quobyte",
-        "storageos",
-        "vsphereVolume",
-    ];
-    let annotations = root.child("metadata").child("annotations");
-    if annotations.child_named(MOUNT_OPTIONS).exists() && !mountable.iter().any(|m| spec.child_named(m).exists()) {
-        let path = annotations.path().child_named(MOUNT_OPTIONS);
-        errors.push(Error::forbidden(&path, "may not specify mount options for this volume type"));
-    }
-    let host = spec.child("hostPath").child("path");
-    if host.exists() && policy.str() == "Recycle" && host.str().trim_end_matches('/').is_empty() {
+    node_affinity(&spec.child("nodeAffinity"), old, &mut errors);
+    persistent_sources::validate(&spec, metadata::text(object, "name"), &mut errors);
+    if policy.str() == "Recycle" && is_root(spec.child("hostPath").child("path").str()) {
         errors.push(Error::forbidden(policy.path(), "may not be 'recycle' for a hostPath mount of '/'"));
     }
-    validate_class(&spec.child("storageClassName"), &mut errors);
-    validate_volume_mode(&spec.child("volumeMode"), &mut errors);
+    pod_spec::class_name(&spec.child("storageClassName"), &mut errors);
+    let mode = spec.child("volumeMode");
+    if mode.exists() {
+        checks::supported_value(&mode, &["Block", "Filesystem"], &mut errors);
+    }
     let attributes = spec.child("volumeAttributesClassName");
     if attributes.exists() {
         if attributes.is_empty() {
             errors.push(Error::required(attributes.path(), "an empty string is disallowed"));
-        } else {
-            validate_class(&attributes, &mut errors);
         }
+        pod_spec::class_name(&attributes, &mut errors);
         if !spec.child("csi").exists() {
             let why = "has to be specified when using volumeAttributesClassName";
             errors.push(Error::required(spec.child("csi").path(), why));
@@ -193,113 +114,171 @@ fn validate(object: &Value) -> ErrorList {
     errors
 }
 
-fn validate_source(name: &str, source: &View<'_>, affinity: &View<'_>, errors: &mut ErrorList) {
-    let require = |field: &'static str, errors: &mut ErrorList| {
-        let value = source.child(field);
-        if value.is_empty() {
-            errors.push(Error::required(value.path(), ""));
-        }
-    };
-    match name {
-        "hostPath" => {
-            let path = source.child("path");
-            if path.is_empty() {
-                errors.push(Error::required(path.path(), ""));
-            } else if path.str().split('/').any(|p| p == "..") {
-                errors.push(Error::invalid(path.path(), path.str(), "must not contain '..'"));
-            }
-        }
-        "nfs" => {
-            require("server", errors);
-            let path = source.child("path");
-            if path.is_empty() {
-                errors.push(Error::required(path.path(), ""));
-            } else if !path.str().starts_with('/') {
-                errors.push(Error::invalid(path.path(), path.str(), "must be an absolute path"));
-            }
-        }
-        "local" => {
-            let path = source.child("path");
-            if path.is_empty() {
-                errors.push(Error::required(path.path(), ""));
-            } else if path.str().split('/').any(|p| p == "..") {
-                errors.push(Error::invalid(path.path(), path.str(), "must not contain '..'"));
-            }
-            if !affinity.exists() {
-                errors.push(Error::required(affinity.path(), "Local volume requires node affinity"));
-            }
-        }
-        "csi" => {
-            let driver = source.child("driver");
-            if driver.is_empty() {
-                errors.push(Error::required(driver.path(), ""));
-            } else {
-                if driver.len() > 63 {
-                    errors.push(Error::too_long(driver.path(), 63));
-                }
-                for why in names::dns1123_subdomain(&driver.str().to_lowercase(), false) {
-                    errors.push(Error::invalid(driver.path(), driver.str(), why));
-                }
-            }
-            require("volumeHandle", errors);
-            for secret in [
-                "controllerPublishSecretRef",
-                "controllerExpandSecretRef",
-                "nodePublishSecretRef",
-                "nodeExpandSecretRef",
-            ] {
-                let reference = source.child(secret);
-                for field in ["name", "namespace"] {
-                    let value = reference.child(field);
-                    if reference.exists() && value.is_empty() {
-                        errors.push(Error::required(value.path(), ""));
-                    }
-                }
-            }
-        }
-        "gcePersistentDisk" if source.child("pdName").is_empty() => {
-            let path = Path::new("spec").child("persistentDisk").child("pdName");
-            errors.push(Error::required(&path, ""));
-        }
-        "awsElasticBlockStore" | "cinder" => require("volumeID", errors),
-        "iscsi" => {
-            for field in ["targetPortal", "iqn"] {
-                require(field, errors);
-            }
-        }
-        "glusterfs" => {
-            for field in ["endpoints", "path"] {
-                require(field, errors);
-            }
-        }
-        "rbd" => {
-            if source.child("monitors").is_empty() {
-                errors.push(Error::required(source.child("monitors").path(), ""));
-            }
-            require("image", errors);
-        }
-        "cephfs" if source.child("monitors").is_empty() => {
-            errors.push(Error::required(source.child("monitors").path(), ""));
-        }
-        "flexVolume" => require("driver", errors),
-        "vsphereVolume" => require("volumePath", errors),
-        "photonPersistentDisk" => require("pdID", errors),
-        "azureFile" => {
-            for field in ["secretName", "shareName"] {
-                require(field, errors);
-            }
-        }
-        "azureDisk" => {
-            for field in ["diskName", "diskURI"] {
-                require(field, errors);
-            }
-        }
-        "portworxVolume" => require("volumeID", errors),
-        "scaleIO" => {
-            for field in ["gateway", "system", "volumeName"] {
-                require(field, errors);
-            }
-        }
-        _ => {}
+fn capacity(capacity: &View<'_>, errors: &mut ErrorList) {
+    if capacity.is_empty() {
+        errors.push(Error::required(capacity.path(), ""));
     }
+    if !capacity.child("storage").exists() || capacity.len() > 1 {
+        errors.push(Error::not_supported(capacity.path(), capacity, &["storage"]));
+    }
+    for (_, amount) in capacity.entries() {
+        let Ok(quantity) = Quantity::parse(amount.str()) else { continue };
+        if quantity.value() < 0 {
+            errors.push(Error::invalid(amount.path(), quantity.value(), "must be a valid resource quantity"));
+        }
+        if quantity.sign() <= 0 {
+            errors.push(Error::invalid(amount.path(), amount.str(), checks::NOT_POSITIVE));
+        }
+    }
+}
+
+fn required_terms<'a>(spec: &View<'a>) -> View<'a> {
+    spec.child("nodeAffinity").child("required").child("nodeSelectorTerms")
+}
+
+fn node_affinity(affinity: &View<'_>, old: Option<&Value>, errors: &mut ErrorList) {
+    if !affinity.exists() {
+        return;
+    }
+    let required = affinity.child("required");
+    if !required.exists() {
+        errors.push(Error::required(required.path(), "must specify required node constraints"));
+        return;
+    }
+    // A value that was wrong before may stay.
+    let lenient = old.is_some_and(|old| {
+        let terms = required_terms(&View::root(old).child("spec"));
+        let mut values = terms.items().flat_map(|t| t.child("matchExpressions").items()).flat_map(|e| e.child("values").items());
+        values.any(|v| !coxswain_api::names::label_value(v.str()).is_empty())
+    });
+    pod_spec::node_selector(&required, lenient, errors);
+}
+
+/// Whether a path leads to `/` once it is cleaned.
+fn is_root(path: &str) -> bool {
+    let mut depth = 0_usize;
+    for step in path.split('/') {
+        match step {
+            "" | "." => {}
+            ".." => depth = depth.saturating_sub(1),
+            _ => depth += 1,
+        }
+    }
+    path.starts_with('/') && depth == 0
+}
+
+fn mount_options(object: &Value, errors: &mut ErrorList) {
+    const MOUNTABLE: &[&str] = &[
+        "gcePersistentDisk",
+        "awsElasticBlockStore",
+        "glusterfs",
+        "nfs",
+        "rbd",
+        "quobyte",
+        "iscsi",
+        "cinder",
+        "cephfs",
+        "azureFile",
+        "vsphereVolume",
+        "azureDisk",
+        "storageos",
+        "csi",
+    ];
+    let root = View::root(object);
+    let spec = root.child("spec");
+    let annotations = root.child("metadata").child("annotations");
+    if annotations.child_named(MOUNT_OPTIONS).exists() && !MOUNTABLE.iter().any(|m| spec.child(m).exists()) {
+        let path = annotations.path().child_named(MOUNT_OPTIONS);
+        errors.push(Error::forbidden(&path, "may not specify mount options for this volume type"));
+    }
+}
+
+fn validate_change(spec: &View<'_>, before: &View<'_>, errors: &mut ErrorList) {
+    if sources(spec, before) != sources(before, before) {
+        let why = "spec.persistentvolumesource is immutable after creation";
+        errors.push(Error::forbidden(&Path::new("spec").child("persistentvolumesource"), why));
+    }
+    let at = |field: &'static str| View::new(spec.child(field).value(), Path::new(field));
+    checks::immutable(&at("volumeMode"), &before.child("volumeMode"), errors);
+    let affinity = at("nodeAffinity");
+    if before.child("nodeAffinity").exists() && with_stable_labels(&affinity, before) != before.child("nodeAffinity").value().cloned() {
+        let why = "field is immutable, except for updating from beta label to GA";
+        errors.push(Error::invalid(affinity.path(), dump(&affinity, &VOLUME_NODE_AFFINITY), why));
+    }
+    let attributes = spec.child("volumeAttributesClassName");
+    if before.child("volumeAttributesClassName").exists() && !attributes.exists() {
+        errors.push(Error::forbidden(attributes.path(), "update from non-nil value to nil is forbidden"));
+    }
+}
+
+/// The sources of a volume, without the secret for expansion if it is there for the first time: it may be added.
+fn sources(spec: &View<'_>, before: &View<'_>) -> Vec<Option<Value>> {
+    const SECRET: &str = "controllerExpandSecretRef";
+    let added = before.child("csi").exists() && !before.child("csi").child(SECRET).exists();
+    let mut sources: Vec<Option<Value>> = persistent_sources::all(spec).into_iter().map(|s| s.cloned()).collect();
+    for csi in sources.iter_mut().flatten().filter(|_| added).filter_map(Value::as_object_mut) {
+        csi.remove(SECRET);
+    }
+    sources
+}
+
+/// The affinity with labels as they were, where they were replaced by those that stand for them now.
+fn with_stable_labels(affinity: &View<'_>, before: &View<'_>) -> Option<Value> {
+    const STABLE: &[(&str, &str)] = &[
+        ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
+        ("failure-domain.beta.kubernetes.io/region", "topology.kubernetes.io/region"),
+        ("beta.kubernetes.io/os", "kubernetes.io/os"),
+        ("beta.kubernetes.io/arch", "kubernetes.io/arch"),
+        ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type"),
+    ];
+    let mut affinity = affinity.value()?.clone();
+    let terms = affinity.pointer_mut("/required/nodeSelectorTerms").and_then(Value::as_array_mut);
+    for (term, was) in terms.into_iter().flatten().zip(required_terms(before).items()) {
+        for list in ["matchExpressions", "matchFields"] {
+            let requirements = term.get_mut(list).and_then(Value::as_array_mut);
+            for (requirement, was) in requirements.into_iter().flatten().zip(was.child(list).items()) {
+                let key = requirement.get("key").and_then(Value::as_str).unwrap_or_default();
+                if STABLE.contains(&(was.child("key").str(), key)) {
+                    requirement["key"] = was.child("key").str().into();
+                }
+            }
+        }
+    }
+    Some(affinity)
+}
+
+fn warnings(volume: &View<'_>) -> Vec<String> {
+    const GONE: &[(&str, &str, &str)] = &[
+        ("cephfs", "cephfs", "deprecated in v1.28, non-functional in v1.31+"),
+        ("photonPersistentDisk", "photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
+        ("scaleIO", "scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
+        ("storageos", "storageOS", "deprecated in v1.22, non-functional in v1.25+"),
+        ("glusterfs", "glusterfs", "deprecated in v1.25, non-functional in v1.26+"),
+        ("rbd", "rbd", "deprecated in v1.28, non-functional in v1.31+"),
+    ];
+    let mut out = Vec::new();
+    let annotations = volume.child("metadata").child("annotations");
+    for (key, message) in [
+        (CLASS_ANNOTATION, "deprecated since v1.8; use \"storageClassName\" attribute instead"),
+        (MOUNT_OPTIONS, "deprecated since v1.31; use \"mountOptions\" attribute instead"),
+    ] {
+        if annotations.child_named(key).exists() {
+            out.push(format!("{}: {message}", annotations.path().key(key)));
+        }
+    }
+    let spec = volume.child("spec");
+    let policy = spec.child("persistentVolumeReclaimPolicy");
+    if policy.str() == "Recycle" {
+        let message = "The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.";
+        out.push(format!("{}: {message}", policy.path()));
+    }
+    for term in required_terms(&spec).items() {
+        pod_spec::node_selector_term_warnings(&term, &mut out);
+    }
+    for (field, reported, message) in GONE {
+        if spec.child(field).exists() {
+            out.push(format!("{}: {message}", spec.path().child(reported)));
+        }
+    }
+    out
 }

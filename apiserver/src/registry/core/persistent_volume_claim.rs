@@ -1,5 +1,6 @@
 //! PersistentVolumeClaim (upstream: `pkg/registry/core/persistentvolumeclaim`, `ValidatePersistentVolumeClaim`).
 
+use super::pod_spec::{self, ClaimLeniency};
 use crate::registry::checks;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
@@ -21,85 +22,45 @@ impl Resource for PersistentVolumeClaims {
 
     fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
         object["status"] = json!({"phase": "Pending"});
-        let spec = View::root(object).child("spec");
-        // What is neither a claim nor a snapshot was silently dropped before there were references to anything.
-        let keeps = !spec.child("dataSource").exists() || is_claim_or_snapshot(&spec.child("dataSource"));
-        if !keeps && let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
-            spec.remove("dataSource");
-        }
+        drop_data_sources(object, None);
         normalize_sources(object);
     }
 
-    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, _old: &Value, subresource: &str) {
+    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, subresource: &str) {
         if subresource.is_empty() {
+            drop_data_sources(object, Some(old));
             normalize_sources(object);
         }
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        validate_spec(&View::root(object).child("spec"))
+        let mut errors = ErrorList::new();
+        let spec = View::root(object).child("spec");
+        pod_spec::persistent_volume_claim_spec(&spec, ClaimLeniency::default(), &mut errors);
+        errors
     }
 
-    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
+        let mut errors = ErrorList::new();
         if subresource == "status" {
-            return validate_status(object);
+            validate_status(object, &mut errors);
+            return errors;
         }
-        let mut errors = self.validate(ctx, object);
-        let (spec, before) = (View::root(object).child("spec"), View::root(old).child("spec"));
-        let (mut a, mut b) = (object["spec"].clone(), old["spec"].clone());
-        if before.child("volumeName").is_empty() {
-            b["volumeName"] = a["volumeName"].clone();
-        }
-        let annotation = |v: &Value| v.pointer("/metadata/annotations").and_then(|m| m.get(CLASS_ANNOTATION)).cloned();
-        if annotation(object) != annotation(old) {
-            let path = Path::new("metadata").child("annotations").key(CLASS_ANNOTATION);
-            errors.push(Error::invalid(&path, &annotation(object).unwrap_or_else(|| json!("")), "field is immutable"));
-        }
-        if !before.child("storageClassName").exists()
-            && spec.child("storageClassName").exists()
-            && annotation(old).is_none()
-        {
-            a["storageClassName"] = b["storageClassName"].clone();
-        }
-        if View::root(object).child("status").child("phase").str() == "Bound" {
-            if a.pointer("/resources/requests").is_some() {
-                a["resources"]["requests"]["storage"] = b["resources"]["requests"]["storage"].clone();
-            }
-            a["volumeAttributesClassName"] = b["volumeAttributesClassName"].clone();
-        }
-        if without_nulls(&a) != without_nulls(&b) {
-            errors.push(Error::forbidden(&Path::new("spec"), IMMUTABLE));
-        }
-        let size = |v: &View<'_>| Quantity::parse(v.child("resources").child("requests").child("storage").str()).ok();
-        if let (Some(now), Some(was)) = (size(&spec), size(&before))
-            && now < was
-        {
-            let capacity = View::root(old).child("status").child("capacity").child("storage");
-            let known = Quantity::parse(capacity.str()).ok();
-            if known.is_some_and(|k| now <= k) {
-                let path = Path::new("spec").child("resources").child("requests").child("storage");
-                errors.push(Error::forbidden(&path, "field can not be less than status.capacity"));
-            }
-        }
-        let mode = spec.child("volumeMode");
-        if mode.str() != before.child("volumeMode").str() {
-            errors.push(Error::invalid(&Path::new("volumeMode"), mode.str(), "field is immutable"));
-        }
+        let spec = View::root(object).child("spec");
+        pod_spec::persistent_volume_claim_spec(&spec, leniency(&View::root(old).child("spec")), &mut errors);
+        validate_change(object, old, &mut errors);
         errors
     }
 
     fn warnings(&self, _ctx: &Context, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        let root = View::root(object);
         let mut list = Vec::new();
-        for field in ["requests", "limits"] {
-            let storage = View::root(object).child("spec").child("resources").child(field).child("storage");
-            let fractional = Quantity::parse(storage.str()).is_ok_and(|q| q.milli_value() % 1000 != 0);
-            if fractional {
-                list.push(format!(
-                    "spec.resources.{field}[storage]: fractional byte value {} is invalid, must be an integer",
-                    coxswain_api::field::go_quote(storage.str())
-                ));
-            }
+        let annotations = root.child("metadata").child("annotations");
+        if annotations.child_named(CLASS_ANNOTATION).exists() {
+            let path = annotations.path().key(CLASS_ANNOTATION);
+            list.push(format!("{path}: deprecated since v1.8; use \"storageClassName\" attribute instead"));
         }
+        pod_spec::claim_warnings(&root.child("spec"), &mut list);
         list
     }
 
@@ -143,139 +104,176 @@ fn is_claim_or_snapshot(source: &View<'_>) -> bool {
     )
 }
 
+/// What cannot be a source of data is dropped, as it always was.
+fn drop_data_sources(object: &mut Value, old: Option<&Value>) {
+    let given = |object: &Value, field: &str| object.pointer(&format!("/spec/{field}")).is_some_and(|v| !v.is_null());
+    let used = |field: &str| old.is_some_and(|old| given(old, field));
+    // CrossNamespaceVolumeDataSource
+    let elsewhere = !View::root(object).child("spec").child("dataSourceRef").child("namespace").is_empty();
+    let is_source = is_claim_or_snapshot(&View::root(object).child("spec").child("dataSource"));
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    if elsewhere && !used("dataSourceRef") {
+        spec.remove("dataSourceRef");
+    }
+    let referenced = spec.get("dataSourceRef").is_some_and(|v| !v.is_null());
+    if !used("dataSource") && !used("dataSourceRef") && !referenced && !is_source {
+        spec.remove("dataSource");
+    }
+}
+
 /// The old and the new field say the same if only one is given and the other can say it.
 fn normalize_sources(object: &mut Value) {
     let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    let (old, new) = (spec.get("dataSource").cloned(), spec.get("dataSourceRef").cloned());
-    let given = |v: &Option<Value>| v.as_ref().is_some_and(|v| !v.is_null());
-    match (given(&old), given(&new)) {
-        (true, false) => {
-            spec.insert("dataSourceRef".into(), old.unwrap_or_default());
+    let get = |field: &str| spec.get(field).filter(|v| !v.is_null()).cloned();
+    match (get("dataSource"), get("dataSourceRef")) {
+        (Some(source), None) => {
+            spec.insert("dataSourceRef".into(), source);
         }
-        (false, true) => {
-            let mut reference = new.unwrap_or_default();
-            let elsewhere = reference.get("namespace").and_then(Value::as_str).is_some_and(|n| !n.is_empty());
-            if !elsewhere && is_claim_or_snapshot(&View::root(&reference)) {
-                if let Some(map) = reference.as_object_mut() {
-                    map.remove("namespace");
-                }
-                spec.insert("dataSource".into(), reference);
+        (None, Some(mut reference)) if View::root(&reference).child("namespace").is_empty() => {
+            if let Some(map) = reference.as_object_mut() {
+                map.remove("namespace");
             }
+            spec.insert("dataSource".into(), reference);
         }
         _ => {}
     }
 }
 
-/// Access modes, the same for volumes and claims.
-pub(super) fn validate_modes(modes: &View<'_>, missing: &str, errors: &mut ErrorList) {
-    if modes.is_empty() {
-        errors.push(Error::required(modes.path(), missing));
+/// What was wrong before may stay.
+fn leniency(before: &View<'_>) -> ClaimLeniency {
+    let mut wrong = ErrorList::new();
+    checks::label_selector(&before.child("selector"), Default::default(), &mut wrong);
+    let grouped = |source: &'static str| before.child(source).child("apiGroup").exists();
+    ClaimLeniency {
+        invalid_selector_values: !wrong.is_empty(),
+        invalid_source_group: grouped("dataSource") || grouped("dataSourceRef"),
     }
-    let known = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    let (mut alone, mut others) = (false, false);
-    for mode in modes.items() {
-        if !known.contains(&mode.str()) {
-            errors.push(Error::not_supported(modes.path(), mode.str(), &known));
+}
+
+/// Of a claim's spec, little may change (upstream: `ValidatePersistentVolumeClaimUpdate`).
+fn validate_change(object: &Value, old: &Value, errors: &mut ErrorList) {
+    let (spec, before) = (View::root(object).child("spec"), View::root(old).child("spec"));
+    let (mut new, mut was) = (object["spec"].clone(), old["spec"].clone());
+    normalize_old(&mut was);
+    if before.child("volumeName").is_empty() {
+        was["volumeName"] = new["volumeName"].clone();
+    }
+    let annotation = |v: &Value| -> Option<String> {
+        Some(v.pointer("/metadata/annotations")?.get(CLASS_ANNOTATION)?.as_str()?.to_owned())
+    };
+    let (class, old_class) = (spec.child("storageClassName"), before.child("storageClassName"));
+    let (note, old_note) = (annotation(object), annotation(old));
+    // The class may move from the annotation, where it once was, to the field.
+    let moves = old_note.is_some()
+        && !old_class.exists()
+        && class.opt_str() == old_note.as_deref()
+        && (note.is_none() || note == old_note);
+    if moves {
+        new["storageClassName"] = Value::Null;
+    } else {
+        if note.clone().unwrap_or_default() != old_note.clone().unwrap_or_default() {
+            let path = Path::new("metadata").child("annotations").child(CLASS_ANNOTATION);
+            errors.push(Error::invalid(&path, note.unwrap_or_default(), checks::IMMUTABLE));
         }
-        alone |= mode.str() == "ReadWriteOncePod";
-        others |= mode.str() != "ReadWriteOncePod" && known.contains(&mode.str());
-    }
-    if alone && others {
-        errors.push(Error::forbidden(modes.path(), "may not use ReadWriteOncePod with other access modes"));
-    }
-}
-
-pub(super) fn validate_class(class: &View<'_>, errors: &mut ErrorList) {
-    for why in if class.is_empty() { Vec::new() } else { names::dns1123_subdomain(class.str(), false) } {
-        errors.push(Error::invalid(class.path(), class.str(), why));
-    }
-}
-
-pub(super) fn validate_volume_mode(mode: &View<'_>, errors: &mut ErrorList) {
-    if let Some(text) = mode.opt_str()
-        && !matches!(text, "Block" | "Filesystem")
-    {
-        errors.push(Error::not_supported(mode.path(), text, &["Block", "Filesystem"]));
-    }
-}
-
-pub(super) fn validate_positive(text: &str, path: &Path, errors: &mut ErrorList) {
-    if Quantity::parse(text).is_ok_and(|q| q.sign() <= 0) {
-        errors.push(Error::invalid(path, text, "must be greater than zero"));
-    }
-}
-
-fn validate_spec(spec: &View<'_>) -> ErrorList {
-    let mut errors = ErrorList::new();
-    let modes = spec.child("accessModes");
-    let mut of_modes = ErrorList::new();
-    validate_modes(&modes, "at least 1 access mode is required", &mut of_modes);
-    if modes.is_empty() {
-        errors.append(&mut of_modes);
-    }
-    let selector = spec.child("selector");
-    if selector.exists() {
-        checks::label_selector(&selector, Default::default(), &mut errors);
-    }
-    errors.append(&mut of_modes);
-    let resources = spec.child("resources");
-    let path = resources.path().key("storage");
-    match resources.child("requests").child("storage").opt_str() {
-        None => errors.push(Error::required(&path, "")),
-        Some(text) => validate_positive(text, &path, &mut errors),
-    }
-    validate_class(&spec.child("storageClassName"), &mut errors);
-    validate_volume_mode(&spec.child("volumeMode"), &mut errors);
-    let (source, reference) = (spec.child("dataSource"), spec.child("dataSourceRef"));
-    for source in [&source, &reference] {
-        if source.exists() {
-            validate_source(source, &mut errors);
+        let fills = class.exists() && !old_class.exists();
+        if fills && old_note.as_deref().is_none_or(|note| class.str() == note) {
+            new["storageClassName"] = was["storageClassName"].clone();
         }
     }
-    validate_class(&spec.child("volumeAttributesClassName"), &mut errors);
-    if source.exists() && reference.exists() {
-        let same =
-            ["apiGroup", "kind", "name"].iter().all(|f| source.child_named(f).str() == reference.child_named(f).str());
-        if !same {
-            errors.push(Error::invalid(spec.path(), &json!({}), "must match dataSourceRef"));
+    if View::root(object).child("status").child("phase").str() == "Bound" {
+        if new.pointer("/resources/requests").is_some_and(Value::is_object) {
+            new["resources"]["requests"]["storage"] = was["resources"]["requests"]["storage"].clone();
+        }
+        if spec.child("volumeAttributesClassName").exists() {
+            new["volumeAttributesClassName"] = was["volumeAttributesClassName"].clone();
         }
     }
-    errors
-}
-
-fn validate_source(source: &View<'_>, errors: &mut ErrorList) {
-    for field in ["name", "kind"] {
-        let value = source.child(field);
-        if value.is_empty() {
-            errors.push(Error::required(value.path(), ""));
+    if without_nulls(&new) != without_nulls(&was) {
+        errors.push(Error::forbidden(&Path::new("spec"), IMMUTABLE));
+    }
+    size(&spec, &before, &View::root(old).child("status"), errors);
+    let mode = View::new(spec.child("volumeMode").value(), Path::new("volumeMode"));
+    checks::immutable(&mode, &before.child("volumeMode"), errors);
+    let (attributes, old_attributes) =
+        (spec.child("volumeAttributesClassName"), before.child("volumeAttributesClassName"));
+    if old_attributes.exists() && attributes.opt_str() != old_attributes.opt_str() {
+        if !attributes.exists() {
+            errors.push(Error::forbidden(attributes.path(), "update from non-nil value to nil is forbidden"));
+        } else if attributes.is_empty() {
+            errors.push(Error::forbidden(attributes.path(), "update from non-nil value to an empty string is forbidden"));
         }
-    }
-    let group = source.child("apiGroup");
-    let kind = source.child("kind");
-    if group.is_empty() && kind.str() != "PersistentVolumeClaim" {
-        let why = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
-        errors.push(Error::invalid(kind.path(), kind.str(), why));
-    }
-    for why in if group.is_empty() { Vec::new() } else { names::dns1123_subdomain(group.str(), false) } {
-        errors.push(Error::invalid(group.path(), group.str(), why));
-    }
-    let namespace = source.child("namespace");
-    for why in if namespace.is_empty() { Vec::new() } else { names::dns1123_label(namespace.str(), false) } {
-        errors.push(Error::invalid(namespace.path(), namespace.str(), why));
     }
 }
 
-fn validate_status(object: &Value) -> ErrorList {
-    let mut errors = ErrorList::new();
-    let status = View::root(object).child("status");
-    for field in ["capacity", "allocatedResources"] {
-        for (_, amount) in status.child(field).entries() {
-            if let Ok(quantity) = Quantity::parse(amount.str())
-                && quantity.value() < 0
-            {
-                errors.push(Error::invalid(amount.path(), quantity.value(), "must be a valid resource quantity"));
-            }
+/// A claim that an earlier release wrote may have one of the two fields only.
+fn normalize_old(spec: &mut Value) {
+    let mut whole = json!({ "spec": spec.take() });
+    normalize_sources(&mut whole);
+    *spec = whole["spec"].take();
+}
+
+/// A claim may shrink to what it has, no further: so one recovers from an expansion that failed.
+fn size(spec: &View<'_>, before: &View<'_>, status: &View<'_>, errors: &mut ErrorList) {
+    fn requested<'a>(spec: &View<'a>) -> View<'a> {
+        spec.child("resources").child("requests").child("storage")
+    }
+    let parse = |amount: &View<'_>| Quantity::parse(amount.str()).ok();
+    let (Some(now), Some(was)) = (parse(&requested(spec)), parse(&requested(before))) else { return };
+    let held = parse(&status.child("capacity").child("storage"));
+    if now < was && held.map_or(now.sign() <= 0, |held| now <= held) {
+        errors.push(Error::forbidden(requested(spec).path(), "field can not be less than status.capacity"));
+    }
+}
+
+fn validate_status(object: &Value, errors: &mut ErrorList) {
+    const STATES: &[&str] = &[
+        "ControllerResizeInProgress",
+        "ControllerResizeInfeasible",
+        "NodeResizeInProgress",
+        "NodeResizeInfeasible",
+        "NodeResizePending",
+    ];
+    let root = View::root(object);
+    if root.child("spec").child("accessModes").is_empty() {
+        errors.push(Error::required(&Path::new("Spec").child("accessModes"), ""));
+    }
+    let status = root.child("status");
+    for (_, amount) in status.child("capacity").entries() {
+        basic_amount(&amount, errors);
+    }
+    let states = View::new(
+        status.child("allocatedResourceStatuses").value(),
+        status.path().child("allocatedResourceStatus"),
+    );
+    for (resource, state) in states.entries() {
+        resource_key(resource, states.path(), errors);
+        if !STATES.contains(&state.str()) {
+            errors.push(Error::not_supported(states.path(), resource, STATES));
         }
     }
-    errors
+    let allocated = status.child("allocatedResources");
+    for (resource, amount) in allocated.entries() {
+        let good = resource_key(resource, allocated.path(), errors) && basic_amount(&amount, errors);
+        if good {
+            super::quantities::validate_quantity("storage", &amount, errors);
+        }
+    }
+}
+
+fn basic_amount(amount: &View<'_>, errors: &mut ErrorList) -> bool {
+    let Some(quantity) = Quantity::parse(amount.str()).ok().filter(|q| q.value() < 0) else { return true };
+    errors.push(Error::invalid(amount.path(), quantity.value(), "must be a valid resource quantity"));
+    false
+}
+
+/// Of the resources without a domain of their own, claims know storage.
+fn resource_key(name: &str, at: &Path, errors: &mut ErrorList) -> bool {
+    let wrong = names::qualified_name(name);
+    let mut good = wrong.is_empty();
+    errors.extend(wrong.into_iter().map(|why| Error::invalid(at, name, why)));
+    if good && super::quantities::is_native(name) && name != "storage" {
+        errors.push(Error::not_supported(at, name, &["storage"]));
+        good = false;
+    }
+    good
 }

@@ -10,6 +10,7 @@ mod environment;
 mod handlers;
 mod mounts;
 mod os;
+pub mod persistent_sources;
 mod projected;
 pub mod resources;
 mod security;
@@ -18,7 +19,7 @@ mod volumes;
 mod warnings;
 
 pub use affinity::{node_selector, node_selector_term, tolerations};
-pub use claims::persistent_volume_claim_spec;
+pub use claims::{ClaimLeniency, access_modes, class_name, persistent_volume_claim_spec};
 pub use containers::image_whitespace;
 pub use drop::drop_disabled_fields;
 pub use resources::aggregate_requests;
@@ -28,7 +29,7 @@ pub use security::{
 };
 pub use spec::validate;
 pub use volumes::csi_driver_name;
-pub use warnings::{for_pod, for_template};
+pub use warnings::{claim_spec as claim_warnings, for_pod, for_template, node_selector_term as node_selector_term_warnings};
 
 use coxswain_api::field::{ErrorList, View};
 
@@ -98,8 +99,7 @@ pub fn validate_template(template: &View<'_>, options: &Options, errors: &mut Er
     template_metadata(template, options, errors);
     let (metadata, spec) = (template.child("metadata"), template.child("spec"));
     spec::validate(&spec, None, options, errors);
-    // Seccomp annotations must agree with the fields where both are given.
-    security::seccomp_annotations_agree(&metadata.child("annotations"), &spec, errors);
+    annotations_agree(&metadata.child("annotations"), &spec, errors);
     if !spec.child("ephemeralContainers").is_empty() {
         let path = spec.child("ephemeralContainers");
         errors.push(coxswain_api::field::Error::forbidden(

@@ -1,6 +1,7 @@
 //! ResourceQuota (upstream: `pkg/registry/core/resourcequota`, `ValidateResourceQuota`).
 
 use super::quantities::{is_standard_quota_resource, validate_quantity, validate_quota_resource_name};
+use crate::registry::internal::{SCOPE_SELECTOR, dump};
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::Value;
@@ -95,7 +96,7 @@ fn validate_selector(selector: &View<'_>, hard: &View<'_>, scopes: &View<'_>, er
         }
         for (resource, _) in hard.entries() {
             if is_standard_quota_resource(resource) && !fits(scope, resource) {
-                errors.push(Error::invalid(path, selector, "unsupported scope applied to resource"));
+                errors.push(Error::invalid(path, dump(selector, &SCOPE_SELECTOR), "unsupported scope applied to resource"));
             }
         }
         let only_exists = matches!(

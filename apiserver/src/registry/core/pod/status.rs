@@ -3,6 +3,7 @@
 use super::super::pod_spec::Options;
 use super::{metadata, put, update};
 use crate::registry::checks;
+use crate::registry::internal::{POD_IP, dump};
 use coxswain_api::field::{Error, ErrorList, Path, View};
 use coxswain_api::{Value, json, names};
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,6 +102,79 @@ pub(super) fn validate(new: &View<'_>, old: &View<'_>, options: &Options, errors
     claim_statuses(&status.child("resourceClaimStatuses"), &claims, errors);
     addresses(&status, "podIPs", errors);
     host_addresses(&status, errors);
+    let spec = new.child("spec");
+    let windows = spec.child("os").child("name").str() == "windows";
+    for list in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
+        users(&status.child(list), windows, errors);
+    }
+    for (list, containers) in [("containerStatuses", "containers"), ("initContainerStatuses", "initContainers")] {
+        allocated_resources(&status.child(list), &spec.child(containers), errors);
+    }
+    for status in status.child("ephemeralContainerStatuses").items() {
+        let allocated = status.child("allocatedResourcesStatus");
+        if !allocated.is_empty() {
+            errors.push(Error::forbidden(allocated.path(), "must not be specified in container status"));
+        }
+    }
+}
+
+/// The users that containers run as. The paths leave out the step `user`, as upstream's do.
+fn users(statuses: &View<'_>, windows: bool, errors: &mut ErrorList) {
+    for status in statuses.items() {
+        let user = View::new(status.child("user").child("linux").value(), status.path().child("linux"));
+        if !user.exists() {
+            continue;
+        }
+        if windows {
+            errors.push(Error::forbidden(user.path(), "cannot be set for a windows pod"));
+            continue;
+        }
+        let groups = user.child("supplementalGroups");
+        for id in [user.child("uid"), user.child("gid")].into_iter().chain(groups.items()) {
+            for why in names::user_id(id.i64()) {
+                errors.push(Error::invalid(id.path(), id.i64(), why));
+            }
+        }
+    }
+}
+
+/// The health of what a container has: it asks for it, and every device is there once.
+fn allocated_resources(statuses: &View<'_>, containers: &View<'_>, errors: &mut ErrorList) {
+    for status in statuses.items() {
+        let name = status.child("name").str();
+        let container = containers.items().find(|c| c.child("name").str() == name);
+        for allocated in status.child("allocatedResourcesStatus").items() {
+            let resource = allocated.child("name");
+            if let Some(wrong) = container.as_ref().and_then(|c| unrequested(c, resource.str())) {
+                errors.push(Error::invalid(resource.path(), resource.str(), wrong));
+            }
+            let mut seen: BTreeSet<&str> = BTreeSet::new();
+            for device in allocated.child("resources").items() {
+                checks::supported_value(&device.child("health"), &["Healthy", "Unhealthy", "Unknown"], errors);
+                let id = device.child("resourceID");
+                if !seen.insert(id.str()) {
+                    errors.push(Error::duplicate(id.path(), id.str()));
+                }
+            }
+        }
+    }
+}
+
+/// What to say if a container does not ask for the resource.
+fn unrequested(container: &View<'_>, resource: &str) -> Option<&'static str> {
+    let resources = container.child("resources");
+    let Some(wanted) = resource.strip_prefix("claim:") else {
+        let asked = resources.child("requests").child_named(resource).exists();
+        return (!asked).then_some("must match one of the container's resource requests");
+    };
+    let asked = resources.child("claims").items().any(|claim| match claim.child("request").str() {
+        "" => claim.child("name").str() == wanted,
+        request => wanted.split_once('/') == Some((claim.child("name").str(), request)),
+    });
+    (!asked).then_some(
+        "must match one of the container's resource claims in a format 'claim:<claimName>/<request>' or \
+         'claim:<claimName>' if request is empty",
+    )
 }
 
 /// What has ended stays ended, unless it is to be restarted.
@@ -158,6 +232,7 @@ fn claim_statuses(statuses: &View<'_>, claims: &View<'_>, errors: &mut ErrorList
 
 /// At most one address of each family.
 fn addresses(status: &View<'_>, list: &'static str, errors: &mut ErrorList) {
+    let host = list == "hostIPs";
     let list = status.child(list);
     for entry in list.items() {
         errors.extend(names::ip::check_ip_legacy(entry.path(), entry.child("ip").str(), false, &[]));
@@ -165,6 +240,17 @@ fn addresses(status: &View<'_>, list: &'static str, errors: &mut ErrorList) {
     let ips: Vec<&str> = list.items().map(|e| e.child("ip").str()).collect();
     if ips.len() < 2 {
         return;
+    }
+    let mut repeated = ErrorList::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    for entry in list.items() {
+        if !seen.insert(entry.child("ip").str()) {
+            repeated.push(Error::duplicate(entry.path(), dump(&entry, &POD_IP)));
+        }
+    }
+    // Upstream looks for repeated addresses of hosts first, and for those of pods last.
+    if host {
+        errors.append(&mut repeated);
     }
     if let Some((i, ip)) = ips.iter().enumerate().find(|(_, ip)| names::parse_ip_sloppy(ip).is_none()) {
         let why = format!("failed to check for dual stack with error:invalid IP[{i}]: {ip}");
@@ -177,12 +263,7 @@ fn addresses(status: &View<'_>, list: &'static str, errors: &mut ErrorList) {
         let shown: Vec<Value> = ips.iter().map(|ip| json!({"IP": ip})).collect();
         errors.push(Error::invalid(list.path(), &Value::Array(shown), why));
     }
-    let mut seen: BTreeSet<&str> = BTreeSet::new();
-    for entry in list.items() {
-        if !seen.insert(entry.child("ip").str()) {
-            errors.push(Error::duplicate(entry.path(), &entry));
-        }
-    }
+    errors.append(&mut repeated);
 }
 
 fn host_addresses(status: &View<'_>, errors: &mut ErrorList) {

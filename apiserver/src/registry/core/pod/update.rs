@@ -4,6 +4,7 @@
 use super::super::pod_spec::{self, MIRROR_ANNOTATION, Options};
 use super::{keep_all_but, put, qos, validate_whole};
 use crate::registry::checks;
+use crate::registry::internal::{NODE_SELECTOR_TERM, NODE_SELECTOR_TERMS, dump};
 use coxswain_api::field::{Error, ErrorList, Path, View};
 use coxswain_api::quantity::Quantity;
 use coxswain_api::{Value, names};
@@ -183,7 +184,7 @@ fn narrower_node_affinity(spec: &View<'_>, before: &View<'_>, errors: &mut Error
     }
     if new.len() != old.len() {
         let why = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
-        errors.push(Error::invalid(new.path(), &new, why));
+        errors.push(Error::invalid(new.path(), dump(&new, &NODE_SELECTOR_TERMS), why));
         return;
     }
     for (new, old) in new.items().zip(old.items()) {
@@ -199,7 +200,7 @@ fn narrower_node_affinity(spec: &View<'_>, before: &View<'_>, errors: &mut Error
         let new_empty = new.child("matchExpressions").is_empty() && new.child("matchFields").is_empty();
         if !grows || old_empty && !new_empty {
             let why = "only additions are allowed (no mutations or deletions)";
-            errors.push(Error::invalid(new.path(), &new, why));
+            errors.push(Error::invalid(new.path(), dump(&new, &NODE_SELECTOR_TERM), why));
         }
     }
 }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) type Volumes<'a> = BTreeMap<&'a str, &'a Value>;
 
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
-const PARTITION: &str = "must be between 0 and 255, inclusive";
+const PARTITION: &str = "must be between 1 and 255, inclusive";
 
 /// `pod_name` is known for pods only, not for templates.
 pub(super) fn validate<'a>(
@@ -78,32 +78,20 @@ const SOURCES: &[(&str, &str, Check)] = &[
         need(v, &["secretName"], e);
         modes_and_items(v, e);
     }),
-    ("nfs", "nfs", |v, e| {
-        need(v, &["server", "path"], e);
-        let path = v.child("path");
-        if !path.str().starts_with('/') {
-            e.push(Error::invalid(path.path(), path.str(), "must be an absolute path"));
-        }
-    }),
+    ("nfs", "nfs", nfs),
     ("iscsi", "iscsi", iscsi),
     ("glusterfs", "glusterfs", |v, e| need(v, &["endpoints", "path"], e)),
     ("flocker", "flocker", flocker),
     ("persistentVolumeClaim", "persistentVolumeClaim", |v, e| need(v, &["claimName"], e)),
     ("rbd", "rbd", |v, e| {
-        if v.child("monitors").is_empty() {
-            e.push(Error::required(v.child("monitors").path(), ""));
-        }
+        monitors(v, e);
         need(v, &["image"], e);
     }),
     ("cinder", "cinder", |v, e| {
         need(v, &["volumeID"], e);
         secret_reference(v, e);
     }),
-    ("cephfs", "cephFS", |v, e| {
-        if v.child("monitors").is_empty() {
-            e.push(Error::required(v.child("monitors").path(), ""));
-        }
-    }),
+    ("cephfs", "cephFS", monitors),
     ("quobyte", "quobyte", quobyte),
     ("downwardAPI", "downwarAPI", |v, e| {
         file_mode(&v.child("defaultMode"), e);
@@ -184,14 +172,28 @@ pub(super) fn need(source: &View<'_>, fields: &[&'static str], errors: &mut Erro
     }
 }
 
-fn secret_reference(source: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn secret_reference(source: &View<'_>, errors: &mut ErrorList) {
     let reference = source.child("secretRef");
     if reference.exists() {
         checks::required(&reference.child("name"), errors);
     }
 }
 
-fn host_path(source: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn monitors(source: &View<'_>, errors: &mut ErrorList) {
+    if source.child("monitors").is_empty() {
+        errors.push(Error::required(source.child("monitors").path(), ""));
+    }
+}
+
+pub(super) fn nfs(source: &View<'_>, errors: &mut ErrorList) {
+    need(source, &["server", "path"], errors);
+    let path = source.child("path");
+    if !path.str().starts_with('/') {
+        errors.push(Error::invalid(path.path(), path.str(), "must be an absolute path"));
+    }
+}
+
+pub(super) fn host_path(source: &View<'_>, errors: &mut ErrorList) {
     let path = source.child("path");
     if path.str().is_empty() {
         errors.push(Error::required(path.path(), ""));
@@ -212,7 +214,7 @@ fn git_repo(source: &View<'_>, errors: &mut ErrorList) {
     checks::descending_path(&directory, directory.path(), errors);
 }
 
-fn disk(id: &View<'_>, partition: &View<'_>, reported: &'static str, source: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn disk(id: &View<'_>, partition: &View<'_>, reported: &'static str, source: &View<'_>, errors: &mut ErrorList) {
     // `…volumes[0].persistentDisk.pdName`: the last step is kept, the one before it replaced.
     let place = |view: &View<'_>, field: &'static str| match reported {
         "persistentDisk" => {
@@ -252,39 +254,45 @@ pub(super) fn key_to_path(item: &View<'_>, errors: &mut ErrorList) {
 }
 
 fn is_iscsi_name(name: &str) -> bool {
-    let hex =
-        |text: &str, lengths: &[usize]| lengths.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
-    if let Some(rest) = name.strip_prefix("iqn.") {
-        // iqn.yyyy-mm.domain, optionally followed by a colon and anything.
-        let (date, rest) = rest.split_once('.').unwrap_or((rest, ""));
-        let date_good = date.len() == 7
-            && date.as_bytes()[4] == b'-'
-            && date.bytes().enumerate().all(|(i, b)| i == 4 || b.is_ascii_digit());
-        let domain = rest.split_once(':').map_or(rest, |(d, _)| d);
-        let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        return date_good
-            && domain.split('.').all(label)
-            && !rest.ends_with(':')
-            && !rest.contains(char::is_whitespace);
+    if name.starts_with("iqn") {
+        return name.match_indices("iqn.").any(|(at, found)| is_qualified(&name[at + found.len()..]));
     }
-    match name.split_once('.') {
-        Some(("eui", id)) => hex(id, &[16]),
-        Some(("naa", id)) => hex(id, &[16, 32]),
-        _ => false,
-    }
+    let id = |length: usize| {
+        let mut rest = name.chars().skip(4);
+        name.is_ascii() && name.len() == 4 + length && rest.all(|c| c.is_ascii_alphanumeric())
+    };
+    name.starts_with("eui") && id(16) || name.starts_with("naa") && id(32)
+}
+
+/// `yyyy-mm.domain:anything`.
+fn is_qualified(text: &str) -> bool {
+    let Some((head, tail)) = text.split_once(':') else { return false };
+    let Some((date, domain)) = head.split_once('.') else { return false };
+    let date_good = date.len() == 7 && date.bytes().enumerate().all(|(i, b)| if i == 4 { b == b'-' } else { b.is_ascii_digit() });
+    let in_domain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+    let in_tail = |c: char| !matches!(c, ',' | ';' | '*' | '&' | '$' | '|' | ' ' | '\t' | '\n' | '\u{c}' | '\r');
+    date_good && !domain.is_empty() && domain.bytes().all(in_domain) && !tail.is_empty() && tail.chars().all(in_tail)
 }
 
 fn iscsi(source: &View<'_>, errors: &mut ErrorList) {
     need(source, &["targetPortal"], errors);
+    iscsi_names(source, "must be valid format starting with iqn, eui, or naa", errors);
+}
+
+/// What volumes of pods and persistent volumes have in common. `which` is said of a name of no known kind.
+pub(super) fn iscsi_names(source: &View<'_>, which: &str, errors: &mut ErrorList) {
     let iqn = source.child("iqn");
-    let known = |name: &str| ["iqn", "eui", "naa"].iter().any(|p| name.starts_with(p));
-    const WHICH: &str = "must be valid format starting with iqn, eui, or naa";
+    let check = |name: &str, at: &Path, errors: &mut ErrorList| {
+        if !["iqn", "eui", "naa"].iter().any(|p| name.starts_with(p)) {
+            errors.push(Error::invalid(at, name, which));
+        } else if !is_iscsi_name(name) {
+            errors.push(Error::invalid(at, name, "must be valid format"));
+        }
+    };
     if iqn.str().is_empty() {
         errors.push(Error::required(iqn.path(), ""));
-    } else if !known(iqn.str()) {
-        errors.push(Error::invalid(iqn.path(), iqn.str(), WHICH));
-    } else if !is_iscsi_name(iqn.str()) {
-        errors.push(Error::invalid(iqn.path(), iqn.str(), "must be valid format"));
+    } else {
+        check(iqn.str(), iqn.path(), errors);
     }
     let lun = source.child("lun");
     if !(0..=255).contains(&lun.i64()) {
@@ -296,16 +304,11 @@ fn iscsi(source: &View<'_>, errors: &mut ErrorList) {
     }
     let initiator = source.child("initiatorName");
     if initiator.exists() {
-        let path = source.path().child("initiatorname");
-        if !known(initiator.str()) {
-            errors.push(Error::invalid(&path, initiator.str(), WHICH));
-        } else if !is_iscsi_name(initiator.str()) {
-            errors.push(Error::invalid(&path, initiator.str(), "must be valid format"));
-        }
+        check(initiator.str(), &source.path().child("initiatorname"), errors);
     }
 }
 
-fn flocker(source: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn flocker(source: &View<'_>, errors: &mut ErrorList) {
     let (name, id) = (source.child("datasetName"), source.child("datasetUUID"));
     if name.str().is_empty() && id.str().is_empty() {
         errors.push(Error::required(source.path(), "one of datasetName and datasetUUID is required"));
@@ -319,7 +322,7 @@ fn flocker(source: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn quobyte(source: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn quobyte(source: &View<'_>, errors: &mut ErrorList) {
     const WHY: &str = "must be a host:port pair or multiple pairs separated by commas";
     let registry = source.child("registry");
     if registry.str().is_empty() {
@@ -366,7 +369,7 @@ pub(super) fn downward_file(file: &View<'_>, at: &Path, errors: &mut ErrorList) 
     file_mode(&moved("mode"), errors);
 }
 
-fn fibre_channel(source: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn fibre_channel(source: &View<'_>, errors: &mut ErrorList) {
     let (targets, ids, lun) = (source.child("targetWWNs"), source.child("wwids"), source.child("lun"));
     if targets.is_empty() && ids.is_empty() {
         errors.push(Error::required(targets.path(), "must specify either targetWWNs or wwids, but not both"));
@@ -386,7 +389,7 @@ fn fibre_channel(source: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn flex(source: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn flex(source: &View<'_>, errors: &mut ErrorList) {
     need(source, &["driver"], errors);
     for (key, option) in source.child("options").entries() {
         let domain = key.split_once('/').map_or(key, |(d, _)| d);
@@ -397,7 +400,7 @@ fn flex(source: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn azure_disk(source: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn azure_disk(source: &View<'_>, errors: &mut ErrorList) {
     need(source, &["diskName", "diskURI"], errors);
     let (caching, kind, uri) = (source.child("cachingMode"), source.child("kind"), source.child("diskURI"));
     if caching.exists() {
@@ -419,6 +422,11 @@ fn azure_disk(source: &View<'_>, errors: &mut ErrorList) {
 }
 
 fn storage_os(source: &View<'_>, errors: &mut ErrorList) {
+    storage_os_names(source, errors);
+    secret_reference(source, errors);
+}
+
+pub(super) fn storage_os_names(source: &View<'_>, errors: &mut ErrorList) {
     let (name, namespace) = (source.child("volumeName"), source.child("volumeNamespace"));
     if name.str().is_empty() {
         errors.push(Error::required(name.path(), ""));
@@ -428,7 +436,6 @@ fn storage_os(source: &View<'_>, errors: &mut ErrorList) {
     if !namespace.str().is_empty() {
         checks::dns_label(&namespace, errors);
     }
-    secret_reference(source, errors);
 }
 
 /// The name of a CSI driver, wherever one is given (upstream: `ValidateCSIDriverName`).
@@ -452,7 +459,8 @@ fn csi(source: &View<'_>, errors: &mut ErrorList) {
         if name.str().is_empty() {
             errors.push(Error::required(name.path(), ""));
         } else {
-            checks::dns_subdomain(&name, errors);
+            // Upstream reports a wrong name at the volume.
+            checks::dns_subdomain(&View::new(name.value(), source.path().child("name")), errors);
         }
     }
 }

@@ -161,10 +161,7 @@ fn volumes(spec: &View<'_>, out: &mut Vec<String>) {
                 out.push(format!("{}: {message}", volume.path().child(reported)));
             }
         }
-        let claim = volume.child("ephemeral").child("volumeClaimTemplate").child("spec");
-        for list in ["requests", "limits"] {
-            fractional(&claim.child("resources").child(list), "storage", out);
-        }
+        claim_spec(&volume.child("ephemeral").child("volumeClaimTemplate").child("spec"), out);
     }
     let mut tokens: Vec<&str> = Vec::new();
     for source in spec.child("volumes").items().flat_map(|v| projections(&v).items()) {
@@ -196,6 +193,13 @@ fn volumes(spec: &View<'_>, out: &mut Vec<String>) {
                 same(at.child("ClusterTrustBundle"), bundle.child("path").str());
             }
         }
+    }
+}
+
+/// Warnings about the spec of a claim.
+pub fn claim_spec(spec: &View<'_>, out: &mut Vec<String>) {
+    for list in ["requests", "limits"] {
+        fractional(&spec.child("resources").child(list), "storage", out);
     }
 }
 

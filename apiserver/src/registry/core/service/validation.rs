@@ -455,24 +455,28 @@ pub(super) fn warnings(service: &Value) -> Vec<String> {
     if root.child("metadata").child("annotations").child_named(hints).exists() {
         list.push(format!("annotation {hints} is deprecated, please use service.kubernetes.io/topology-mode instead"));
     }
-    if s.is_headless() {
+    let spec = root.child("spec");
+    let (cluster_ips, external_ips) = (spec.child("clusterIPs"), spec.child("externalIPs"));
+    for address in cluster_ips.items().filter(|a| a.str() != "None") {
+        list.extend(ip::warnings_for_ip(address.path(), address.str()));
+    }
+    let headless = s.is_headless();
+    if headless {
         if !s.text("loadBalancerIP").is_empty() {
             list.push("spec.loadBalancerIP is ignored for headless services".into());
         }
-        if !s.texts("externalIPs").is_empty() {
+        if !external_ips.is_empty() {
             list.push("spec.externalIPs is ignored for headless services".into());
         }
         if s.text("sessionAffinity") != "None" {
             list.push("spec.SessionAffinity is ignored for headless services".into());
         }
     }
-    let spec = root.child("spec");
-    for (field, addresses) in [("clusterIPs", spec.child("clusterIPs")), ("externalIPs", spec.child("externalIPs"))] {
-        for (i, address) in addresses.items().enumerate() {
-            if address.str() != "None" {
-                list.extend(ip::warnings_for_ip(&spec_path(field).index(i), address.str()));
-            }
-        }
+    for address in external_ips.items() {
+        list.extend(ip::warnings_for_ip(address.path(), address.str()));
+    }
+    if !external_ips.is_empty() && !headless && s.kind() != "ExternalName" {
+        list.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".into());
     }
     let balancer_ip = spec.child("loadBalancerIP");
     if !balancer_ip.is_empty() {
@@ -486,6 +490,9 @@ pub(super) fn warnings(service: &Value) -> Vec<String> {
     }
     if s.kind() != "ExternalName" && !s.text("externalName").is_empty() {
         list.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".into());
+    }
+    if s.text("trafficDistribution") == "PreferClose" {
+        list.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".into());
     }
     list
 }

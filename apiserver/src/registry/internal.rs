@@ -1,0 +1,111 @@
+//! Values as upstream's internal types show them in error messages: with Go's names, in Go's order, and with every field,
+//! also those that are not given.
+
+use coxswain_api::Value;
+use coxswain_api::field::{BadValue, View};
+use std::fmt::Write;
+
+/// How a value is shown.
+pub enum Shape {
+    /// As it is in the API: scalars, maps, and types that upstream has only one form of.
+    Plain,
+    List(&'static Shape),
+    Struct(&'static [Member]),
+}
+
+/// A field: its name there and here, what stands for it if it is absent, and its shape.
+pub struct Member(pub &'static str, pub &'static str, pub &'static str, pub Shape);
+
+/// A value in upstream's internal form.
+pub struct Dump(pub String);
+
+impl BadValue for Dump {
+    fn text(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// The value in its internal form; `null` if there is none.
+pub fn dump(view: &View<'_>, shape: &Shape) -> Dump {
+    let mut out = String::new();
+    write_value(view.value(), shape, "null", &mut out);
+    Dump(out)
+}
+
+fn write_value(value: Option<&Value>, shape: &Shape, absent: &str, out: &mut String) {
+    let Some(value) = value.filter(|v| !v.is_null()) else { return out.push_str(absent) };
+    match shape {
+        Shape::Plain => {
+            let _ = write!(out, "{value}");
+        }
+        Shape::List(shape) => {
+            out.push('[');
+            for (i, item) in value.as_array().into_iter().flatten().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                write_value(Some(item), shape, "null", out);
+            }
+            out.push(']');
+        }
+        Shape::Struct(members) => {
+            out.push('{');
+            for (i, Member(there, here, absent, shape)) in members.iter().enumerate() {
+                let comma = if i == 0 { "" } else { "," };
+                let _ = write!(out, "{comma}\"{there}\":");
+                write_value(value.get(here), shape, absent, out);
+            }
+            out.push('}');
+        }
+    }
+}
+
+const TEXT: &str = "\"\"";
+const NONE: &str = "null";
+
+const NODE_REQUIREMENTS: Shape = Shape::List(&Shape::Struct(&[
+    Member("Key", "key", TEXT, Shape::Plain),
+    Member("Operator", "operator", TEXT, Shape::Plain),
+    Member("Values", "values", NONE, Shape::Plain),
+]));
+pub static NODE_SELECTOR_TERM: Shape = Shape::Struct(&[
+    Member("MatchExpressions", "matchExpressions", NONE, NODE_REQUIREMENTS),
+    Member("MatchFields", "matchFields", NONE, NODE_REQUIREMENTS),
+]);
+pub static NODE_SELECTOR_TERMS: Shape = Shape::List(&NODE_SELECTOR_TERM);
+pub static VOLUME_NODE_AFFINITY: Shape = Shape::Struct(&[Member(
+    "Required",
+    "required",
+    NONE,
+    Shape::Struct(&[Member("NodeSelectorTerms", "nodeSelectorTerms", NONE, Shape::List(&NODE_SELECTOR_TERM))]),
+)]);
+pub static NODE_ADDRESS: Shape = Shape::Struct(&[
+    Member("Type", "type", TEXT, Shape::Plain),
+    Member("Address", "address", TEXT, Shape::Plain),
+]);
+/// An address of a pod or of its host.
+pub static POD_IP: Shape = Shape::Struct(&[Member("IP", "ip", TEXT, Shape::Plain)]);
+pub static SCOPE_SELECTOR: Shape = Shape::Struct(&[Member(
+    "MatchExpressions",
+    "matchExpressions",
+    NONE,
+    Shape::List(&Shape::Struct(&[
+        Member("ScopeName", "scopeName", TEXT, Shape::Plain),
+        Member("Operator", "operator", TEXT, Shape::Plain),
+        Member("Values", "values", NONE, Shape::Plain),
+    ])),
+)]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coxswain_api::json;
+
+    #[test]
+    fn absent_fields_are_shown_and_order_is_that_of_the_type() {
+        let term = json!({"matchExpressions": [{"operator": "Exists", "key": "a"}]});
+        let shown = dump(&View::root(&term), &NODE_SELECTOR_TERM).0;
+        assert_eq!(shown, r#"{"MatchExpressions":[{"Key":"a","Operator":"Exists","Values":null}],"MatchFields":null}"#);
+        assert_eq!(dump(&View::root(&json!(null)).child("x"), &NODE_SELECTOR_TERM).0, "null");
+    }
+}
