@@ -69,6 +69,8 @@ impl fmt::Display for Path {
         for (i, step) in steps.iter().rev().enumerate() {
             let dot = if i == 0 { "" } else { "." };
             match step {
+                // Upstream takes a name that is empty for an empty index.
+                Step::Static("") => write!(f, "[]")?,
                 Step::Child(name) => write!(f, "{dot}{name}")?,
                 Step::Static(name) => write!(f, "{dot}{name}")?,
                 Step::Index(index) => write!(f, "[{index}]")?,

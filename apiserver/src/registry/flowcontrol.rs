@@ -1,5 +1,6 @@
 //! `flowcontrol.apiserver.k8s.io` (upstream: `pkg/registry/flowcontrol`, `pkg/apis/flowcontrol`).
 
+pub mod bootstrap;
 mod validation;
 
 use super::metadata;

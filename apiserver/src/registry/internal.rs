@@ -62,6 +62,7 @@ fn write_value(value: Option<&Value>, shape: &Shape, absent: &str, out: &mut Str
 
 const TEXT: &str = "\"\"";
 const NONE: &str = "null";
+const ZERO: &str = "0";
 
 const NODE_REQUIREMENTS: Shape = Shape::List(&Shape::Struct(&[
     Member("Key", "key", TEXT, Shape::Plain),
@@ -83,8 +84,13 @@ pub static NODE_ADDRESS: Shape = Shape::Struct(&[
     Member("Type", "type", TEXT, Shape::Plain),
     Member("Address", "address", TEXT, Shape::Plain),
 ]);
-/// An address of a pod or of its host.
-pub static POD_IP: Shape = Shape::Struct(&[Member("IP", "ip", TEXT, Shape::Plain)]);
+/// Without how much the driver can take, which upstream leaves out of what it compares.
+pub static CSI_NODE_DRIVER: Shape = Shape::Struct(&[
+    Member("Name", "name", TEXT, Shape::Plain),
+    Member("NodeID", "nodeID", TEXT, Shape::Plain),
+    Member("TopologyKeys", "topologyKeys", NONE, Shape::Plain),
+    Member("Allocatable", "", NONE, Shape::Plain),
+]);
 pub static SCOPE_SELECTOR: Shape = Shape::Struct(&[Member(
     "MatchExpressions",
     "matchExpressions",
@@ -95,6 +101,98 @@ pub static SCOPE_SELECTOR: Shape = Shape::Struct(&[Member(
         Member("Values", "values", NONE, Shape::Plain),
     ])),
 )]);
+
+const NAMED: Shape = Shape::Struct(&[Member("Name", "name", TEXT, Shape::Plain)]);
+pub static FLOW_SCHEMA_SPEC: Shape = Shape::Struct(&[
+    Member("PriorityLevelConfiguration", "priorityLevelConfiguration", NONE, NAMED),
+    Member("MatchingPrecedence", "matchingPrecedence", ZERO, Shape::Plain),
+    Member(
+        "DistinguisherMethod",
+        "distinguisherMethod",
+        NONE,
+        Shape::Struct(&[Member("Type", "type", TEXT, Shape::Plain)]),
+    ),
+    Member(
+        "Rules",
+        "rules",
+        NONE,
+        Shape::List(&Shape::Struct(&[
+            Member("Subjects", "subjects", NONE, FLOW_SUBJECTS),
+            Member("ResourceRules", "resourceRules", NONE, FLOW_RESOURCES),
+            Member("NonResourceRules", "nonResourceRules", NONE, FLOW_PATHS),
+        ])),
+    ),
+]);
+const FLOW_SUBJECTS: Shape = Shape::List(&Shape::Struct(&[
+    Member("Kind", "kind", TEXT, Shape::Plain),
+    Member("User", "user", NONE, NAMED),
+    Member("Group", "group", NONE, NAMED),
+    Member(
+        "ServiceAccount",
+        "serviceAccount",
+        NONE,
+        Shape::Struct(&[
+            Member("Namespace", "namespace", TEXT, Shape::Plain),
+            Member("Name", "name", TEXT, Shape::Plain),
+        ]),
+    ),
+]));
+const FLOW_RESOURCES: Shape = Shape::List(&Shape::Struct(&[
+    Member("Verbs", "verbs", NONE, Shape::Plain),
+    Member("APIGroups", "apiGroups", NONE, Shape::Plain),
+    Member("Resources", "resources", NONE, Shape::Plain),
+    Member("ClusterScope", "clusterScope", "false", Shape::Plain),
+    Member("Namespaces", "namespaces", NONE, Shape::Plain),
+]));
+const FLOW_PATHS: Shape = Shape::List(&Shape::Struct(&[
+    Member("Verbs", "verbs", NONE, Shape::Plain),
+    Member("NonResourceURLs", "nonResourceURLs", NONE, Shape::Plain),
+]));
+
+const LEVEL_TYPE: Member = Member("Type", "type", TEXT, Shape::Plain);
+const LEVEL_LIMITED: Member = Member(
+    "Limited",
+    "limited",
+    NONE,
+    Shape::Struct(&[
+        Member("NominalConcurrencyShares", "nominalConcurrencyShares", ZERO, Shape::Plain),
+        Member(
+            "LimitResponse",
+            "limitResponse",
+            r#"{"Type":"","Queuing":null}"#,
+            Shape::Struct(&[
+                LEVEL_TYPE,
+                Member(
+                    "Queuing",
+                    "queuing",
+                    NONE,
+                    Shape::Struct(&[
+                        Member("Queues", "queues", ZERO, Shape::Plain),
+                        Member("HandSize", "handSize", ZERO, Shape::Plain),
+                        Member("QueueLengthLimit", "queueLengthLimit", ZERO, Shape::Plain),
+                    ]),
+                ),
+            ]),
+        ),
+        Member("LendablePercent", "lendablePercent", NONE, Shape::Plain),
+        Member("BorrowingLimitPercent", "borrowingLimitPercent", NONE, Shape::Plain),
+    ]),
+);
+pub static PRIORITY_LEVEL_SPEC: Shape = Shape::Struct(&[
+    LEVEL_TYPE,
+    LEVEL_LIMITED,
+    Member(
+        "Exempt",
+        "exempt",
+        NONE,
+        Shape::Struct(&[
+            Member("NominalConcurrencyShares", "nominalConcurrencyShares", NONE, Shape::Plain),
+            Member("LendablePercent", "lendablePercent", NONE, Shape::Plain),
+        ]),
+    ),
+]);
+/// What of the exempt level is fixed.
+pub static EXEMPT_LEVEL_SPEC: Shape = Shape::Struct(&[LEVEL_TYPE, LEVEL_LIMITED]);
 
 #[cfg(test)]
 mod tests {

@@ -87,14 +87,12 @@ fn validate_metric(metric: &View<'_>, errors: &mut ErrorList) {
     let kind = metric.child("type");
     if kind.is_empty() {
         errors.push(Error::required(kind.path(), "must specify a metric source type"));
-        return;
     }
-    let Some((_, expected)) = KINDS.iter().find(|(name, _)| *name == kind.str()) else {
-        let wrong = Error::not_supported(kind.path(), kind.str(), &KINDS.map(|(name, _)| name));
-        // Upstream finds it twice: among the kinds there are, and as the kind whose details are missing.
-        errors.extend([wrong.clone(), wrong]);
-        return;
-    };
+    let expected = KINDS.iter().find(|(name, _)| *name == kind.str()).map(|(_, field)| *field);
+    let unknown = || Error::not_supported(kind.path(), kind.str(), &KINDS.map(|(name, _)| name));
+    if expected.is_none() {
+        errors.push(unknown());
+    }
     let order = ["object", "external", "pods", "resource", "containerResource"];
     let present: Vec<&str> = order.into_iter().filter(|f| metric.child_named(f).exists()).collect();
     if let Some(first) = present.first() {
@@ -129,12 +127,17 @@ fn validate_metric(metric: &View<'_>, errors: &mut ErrorList) {
             _ => validate_resource(&source, *first == "containerResource", errors),
         }
     }
-    if !present.contains(expected) {
-        let why = "must populate information for the given metric source";
-        errors.push(Error::required(metric.child_named(expected).path(), why));
+    match expected {
+        Some(field) if !present.contains(&field) => {
+            let why = "must populate information for the given metric source";
+            errors.push(Error::required(metric.child_named(field).path(), why));
+        }
+        Some(_) => {}
+        // Upstream finds it twice: among the kinds there are, and as the kind whose details are missing.
+        None => errors.push(unknown()),
     }
     if present.len() != 1 {
-        for other in present.iter().filter(|p| *p != expected) {
+        for other in present.iter().filter(|p| Some(**p) != expected) {
             let why = "must populate the given metric source only";
             errors.push(Error::forbidden(metric.child_named(other).path(), why));
         }

@@ -28,8 +28,7 @@ impl Resource for ConfigMaps {
             }
         }
         if bytes > DATA_BYTES_MAX {
-            // The whole object is meant; upstream prints such a path in this way.
-            errors.push(Error { field: "[]".into(), ..Error::too_long(&Path::new(""), DATA_BYTES_MAX as i64) });
+            errors.push(Error::too_long(&Path::new(""), DATA_BYTES_MAX as i64));
         }
         errors
     }

@@ -162,6 +162,7 @@ fn validate_limit(limit: &View<'_>, kind: &str, errors: &mut ErrorList) {
         if let (Some(default), Some(max)) = (&default, &max)
             && default > max
         {
+            // Upstream shows the bound here, and not what exceeds it.
             wrong("default", max, format!("default value {default} is greater than max value {max}"));
         }
         if let Some(ratio) = &ratio

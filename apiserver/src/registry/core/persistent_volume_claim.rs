@@ -196,12 +196,11 @@ fn validate_change(object: &Value, old: &Value, errors: &mut ErrorList) {
     checks::immutable(&mode, &before.child("volumeMode"), errors);
     let (attributes, old_attributes) =
         (spec.child("volumeAttributesClassName"), before.child("volumeAttributesClassName"));
-    if old_attributes.exists() && attributes.opt_str() != old_attributes.opt_str() {
-        if !attributes.exists() {
-            errors.push(Error::forbidden(attributes.path(), "update from non-nil value to nil is forbidden"));
-        } else if attributes.is_empty() {
-            errors.push(Error::forbidden(attributes.path(), "update from non-nil value to an empty string is forbidden"));
-        }
+    let applied = View::root(old).child("status").child("currentVolumeAttributesClassName").exists();
+    if applied && attributes.opt_str() != old_attributes.opt_str() && attributes.is_empty() {
+        let what = if attributes.exists() { "empty string" } else { "nil" };
+        let why = format!("update to {what} is forbidden when status.currentVolumeAttributesClassName is not nil");
+        errors.push(Error::forbidden(attributes.path(), why));
     }
 }
 
@@ -241,10 +240,7 @@ fn validate_status(object: &Value, errors: &mut ErrorList) {
     for (_, amount) in status.child("capacity").entries() {
         basic_amount(&amount, errors);
     }
-    let states = View::new(
-        status.child("allocatedResourceStatuses").value(),
-        status.path().child("allocatedResourceStatus"),
-    );
+    let states = status.child("allocatedResourceStatuses");
     for (resource, state) in states.entries() {
         resource_key(resource, states.path(), errors);
         if !STATES.contains(&state.str()) {

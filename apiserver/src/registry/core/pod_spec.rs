@@ -46,6 +46,8 @@ pub struct Options {
     pub allow_non_local_token_path: bool,
     pub allow_sysctls_of_host: bool,
     pub allow_invalid_node_affinity_value: bool,
+    pub allow_devices_with_own_users: bool,
+    pub allow_restarting_init_containers: bool,
 }
 
 impl Options {
@@ -63,7 +65,7 @@ impl Options {
         if strict == 0 {
             return options;
         }
-        let grants: [fn(&mut Options); 7] = [
+        let grants: [fn(&mut Options); 9] = [
             |o| o.allow_invalid_deletion_cost = true,
             |o| o.allow_invalid_label_value_in_selector = true,
             |o| o.allow_indivisible_huge_pages = true,
@@ -71,6 +73,8 @@ impl Options {
             |o| o.allow_non_local_token_path = true,
             |o| o.allow_sysctls_of_host = true,
             |o| o.allow_invalid_node_affinity_value = true,
+            |o| o.allow_devices_with_own_users = true,
+            |o| o.allow_restarting_init_containers = true,
         ];
         for grant in grants {
             let mut lenient = Options { is_pod, ..Options::default() };

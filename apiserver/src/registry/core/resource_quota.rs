@@ -160,22 +160,11 @@ fn is_scope(name: &str) -> bool {
 fn fits(scope: &str, resource: &str) -> bool {
     match scope {
         "BestEffort" => resource == "pods",
-        "VolumeAttributesClass" => {
-            matches!(resource, "persistentvolumeclaims" | "requests.storage") || resource.ends_with("storage")
-        }
+        "VolumeAttributesClass" => matches!(resource, "persistentvolumeclaims" | "requests.storage"),
         "Terminating" | "NotTerminating" | "NotBestEffort" | "PriorityClass" | "CrossNamespacePodAffinity" => {
             matches!(
                 resource,
-                "pods"
-                    | "cpu"
-                    | "memory"
-                    | "ephemeral-storage"
-                    | "requests.cpu"
-                    | "requests.memory"
-                    | "requests.ephemeral-storage"
-                    | "limits.cpu"
-                    | "limits.memory"
-                    | "limits.ephemeral-storage"
+                "pods" | "cpu" | "memory" | "requests.cpu" | "requests.memory" | "limits.cpu" | "limits.memory"
             )
         }
         _ => true,

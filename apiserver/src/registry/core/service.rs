@@ -152,7 +152,7 @@ impl Resource for Services {
 
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
         if subresource == "status" {
-            return validation::validate_load_balancer(object);
+            return validation::validate_load_balancer(object, old);
         }
         validation::validate_update(object, old)
     }

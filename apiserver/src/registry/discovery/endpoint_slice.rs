@@ -115,6 +115,7 @@ fn validate(object: &Value, old: Option<&Value>) -> ErrorList {
     } else if !matches!(kind.str(), "IPv4" | "IPv6" | "FQDN") {
         errors.push(Error::not_supported(kind.path(), kind.str(), &["FQDN", "IPv4", "IPv6"]));
     }
+    validate_ports(&root.child("ports"), &mut errors);
     let endpoints = root.child("endpoints");
     if endpoints.len() > ENDPOINTS_MAX {
         errors.push(Error::too_many(endpoints.path(), endpoints.len(), ENDPOINTS_MAX as i64));
@@ -123,7 +124,6 @@ fn validate(object: &Value, old: Option<&Value>) -> ErrorList {
             validate_endpoint(&endpoint, kind.str(), &kept, &mut errors);
         }
     }
-    validate_ports(&root.child("ports"), &mut errors);
     errors
 }
 
@@ -151,16 +151,7 @@ fn validate_endpoint(endpoint: &View<'_>, kind: &str, kept: &HashSet<&str>, erro
                 errors.extend(wrong);
                 non_special_ip(&address, errors);
             }
-            "FQDN" => {
-                let name = text.strip_suffix('.').unwrap_or(text);
-                for why in names::dns1123_subdomain(name, false) {
-                    errors.push(Error::invalid(address.path(), text, why));
-                }
-                if !name.contains('.') {
-                    let why = "should be a domain with at least two segments separated by dots";
-                    errors.push(Error::invalid(address.path(), text, why));
-                }
-            }
+            "FQDN" => errors.extend(full_name(&address)),
             _ => {}
         }
     }
@@ -186,7 +177,7 @@ fn validate_endpoint(endpoint: &View<'_>, kind: &str, kept: &HashSet<&str>, erro
         let list = hints.child(field);
         if list.len() > HINTS_MAX {
             errors.push(Error::too_many(list.path(), list.len(), HINTS_MAX as i64));
-            continue;
+            return;
         }
         let mut seen: Vec<&str> = Vec::new();
         for hint in list.items() {
@@ -204,6 +195,27 @@ fn validate_endpoint(endpoint: &View<'_>, kind: &str, kept: &HashSet<&str>, erro
             }
         }
     }
+}
+
+/// A name with its domain, which may end in a dot (upstream: `IsFullyQualifiedDomainName`).
+fn full_name(address: &View<'_>) -> Option<Error> {
+    let name = address.str();
+    if name.is_empty() {
+        return Some(Error::required(address.path(), ""));
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let wrong = names::dns1123_subdomain(name, false);
+    if !wrong.is_empty() {
+        return Some(Error::invalid(address.path(), name, wrong.join(",")));
+    }
+    if !name.contains('.') {
+        let why = "should be a domain with at least two segments separated by dots";
+        return Some(Error::invalid(address.path(), name, why));
+    }
+    name.split('.').find_map(|label| {
+        let wrong = names::dns1123_label(label, false);
+        (!wrong.is_empty()).then(|| Error::invalid(address.path(), label, wrong.join(",")))
+    })
 }
 
 fn validate_ports(ports: &View<'_>, errors: &mut ErrorList) {
@@ -228,12 +240,6 @@ fn validate_ports(ports: &View<'_>, errors: &mut ErrorList) {
             errors.push(Error::required(protocol.path(), ""));
         } else if !matches!(protocol.str(), "TCP" | "UDP" | "SCTP") {
             errors.push(Error::not_supported(protocol.path(), protocol.str(), &["SCTP", "TCP", "UDP"]));
-        }
-        let number = port.child("port");
-        if let Some(n) = number.opt_i64() {
-            for why in names::port_number(n) {
-                errors.push(Error::invalid(number.path(), n, why));
-            }
         }
         let app = port.child("appProtocol");
         if let Some(text) = app.opt_str() {

@@ -1,11 +1,15 @@
 //! What may be wrong with flow schemas and priority levels (upstream: `pkg/apis/flowcontrol/validation`).
 
+use super::bootstrap;
+use crate::registry::internal::{EXEMPT_LEVEL_SPEC, FLOW_SCHEMA_SPEC, PRIORITY_LEVEL_SPEC, dump};
 use coxswain_api::field::{Error, ErrorList, View, go_quote};
 use coxswain_api::{Value, json, names};
 
 const PRECEDENCE_MAX: i64 = 10_000;
-const VERBS: [&str; 9] = ["get", "list", "create", "update", "delete", "deletecollection", "patch", "watch", "proxy"];
-const PATH_VERBS: [&str; 7] = ["get", "head", "post", "put", "patch", "delete", "options"];
+const VERBS: [&str; 9] = ["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
+/// What every cluster has, and nobody may change.
+const MANDATORY: [&str; 2] = ["exempt", "catch-all"];
+const HASH_BITS_MAX: u32 = 60;
 
 pub(super) fn flow_schema(object: &Value) -> ErrorList {
     let root = View::root(object);
@@ -42,6 +46,14 @@ pub(super) fn flow_schema(object: &Value) -> ErrorList {
     for rule in spec.child("rules").items() {
         validate_rule(&rule, &mut errors);
     }
+    let fixed = bootstrap::schemas().into_iter().find(|(n, _)| MANDATORY.contains(n) && *n == name);
+    if let Some((name, fixed)) = fixed {
+        let shown = dump(&spec, &FLOW_SCHEMA_SPEC);
+        if shown.0 != dump(&View::root(&fixed), &FLOW_SCHEMA_SPEC).0 {
+            errors.push(Error::invalid(spec.path(), shown, format!("spec of '{name}' must equal the fixed value")));
+        }
+    }
+    errors.extend(status(object));
     errors
 }
 
@@ -69,22 +81,22 @@ fn validate_rule(rule: &View<'_>, errors: &mut ErrorList) {
 fn validate_subject(subject: &View<'_>, errors: &mut ErrorList) {
     let kind = subject.child("kind");
     const KINDS: [(&str, &str); 3] = [("ServiceAccount", "serviceAccount"), ("User", "user"), ("Group", "group")];
-    for (name, field) in KINDS {
-        let part = subject.child_named(field);
-        if kind.str() == name {
-            if !part.exists() {
-                let why = format!("{field} is required when subject kind is '{name}'");
-                errors.push(Error::required(part.path(), why));
-                continue;
-            }
-            validate_subject_part(field, &part, errors);
-        } else if part.exists() {
-            let why = format!("{field} is forbidden when subject kind is not '{name}'");
+    let Some((name, field)) = KINDS.into_iter().find(|(name, _)| *name == kind.str()) else {
+        errors.push(Error::not_supported(kind.path(), kind.str(), &["Group", "ServiceAccount", "User"]));
+        return;
+    };
+    let part = subject.child(field);
+    if part.exists() {
+        validate_subject_part(field, &part, errors);
+    } else {
+        errors.push(Error::required(part.path(), format!("{field} is required when subject kind is '{name}'")));
+    }
+    for (other, field) in KINDS.into_iter().filter(|(other, _)| *other != name) {
+        let part = subject.child(field);
+        if part.exists() {
+            let why = format!("{field} is forbidden when subject kind is not '{other}'");
             errors.push(Error::forbidden(part.path(), why));
         }
-    }
-    if !KINDS.iter().any(|(name, _)| *name == kind.str()) {
-        errors.push(Error::not_supported(kind.path(), kind.str(), &["Group", "ServiceAccount", "User"]));
     }
 }
 
@@ -109,7 +121,7 @@ fn validate_subject_part(field: &str, part: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn validate_verbs(verbs: &View<'_>, known: &[&str], errors: &mut ErrorList) {
+fn validate_verbs(verbs: &View<'_>, errors: &mut ErrorList) {
     if verbs.is_empty() {
         errors.push(Error::required(verbs.path(), "verbs must contain at least one value"));
         return;
@@ -119,15 +131,13 @@ fn validate_verbs(verbs: &View<'_>, known: &[&str], errors: &mut ErrorList) {
         if list.len() > 1 {
             errors.push(Error::invalid(verbs.path(), verbs, "if '*' is present, must not specify other verbs"));
         }
-    } else if !list.iter().all(|v| known.contains(v)) {
-        let mut sorted: Vec<&str> = known.to_vec();
-        sorted.sort_unstable();
-        errors.push(Error::not_supported(verbs.path(), &json!(list), &sorted));
+    } else if !list.iter().all(|v| VERBS.contains(v)) {
+        errors.push(Error::not_supported(verbs.path(), &json!(list), &VERBS));
     }
 }
 
 fn validate_resource_rule(rule: &View<'_>, errors: &mut ErrorList) {
-    validate_verbs(&rule.child("verbs"), &VERBS, errors);
+    validate_verbs(&rule.child("verbs"), errors);
     for (field, one, many) in [("apiGroups", "api group", "api groups"), ("resources", "resource", "resources")] {
         let list = rule.child(field);
         if list.is_empty() {
@@ -149,7 +159,7 @@ fn validate_resource_rule(rule: &View<'_>, errors: &mut ErrorList) {
     } else {
         for namespace in namespaces.items() {
             for why in names::dns1123_label(namespace.str(), false) {
-                let why = format!("nor a valid namespace name: {why}");
+                let why = format!("each member of this list must be '*' or a DNS-1123 label; {why}");
                 errors.push(Error::invalid(namespace.path(), namespace.str(), why));
             }
         }
@@ -157,7 +167,7 @@ fn validate_resource_rule(rule: &View<'_>, errors: &mut ErrorList) {
 }
 
 fn validate_path_rule(rule: &View<'_>, errors: &mut ErrorList) {
-    validate_verbs(&rule.child("verbs"), &PATH_VERBS, errors);
+    validate_verbs(&rule.child("verbs"), errors);
     let urls = rule.child("nonResourceURLs");
     if urls.is_empty() {
         errors.push(Error::required(urls.path(), "nonResourceURLs must contain at least one value"));
@@ -215,6 +225,7 @@ pub(super) fn priority_level(object: &Value) -> ErrorList {
             }
             if exempt.exists() {
                 validate_shares(&exempt, &mut errors);
+                validate_lendable(&exempt, &mut errors);
             }
         }
         "Limited" => {
@@ -230,6 +241,17 @@ pub(super) fn priority_level(object: &Value) -> ErrorList {
         }
         other => errors.push(Error::not_supported(kind.path(), other, &["Exempt", "Limited"])),
     }
+    let fixed = bootstrap::levels().into_iter().find(|(n, _)| MANDATORY.contains(n) && *n == name);
+    if let Some((name, fixed)) = fixed {
+        let exempt = name == "exempt";
+        let shape = if exempt { &EXEMPT_LEVEL_SPEC } else { &PRIORITY_LEVEL_SPEC };
+        if dump(&spec, shape).0 != dump(&View::root(&fixed), shape).0 {
+            let but = if exempt { "except the 'spec.exempt' field " } else { "" };
+            let why = format!("spec of '{name}' {but}must equal the fixed value");
+            errors.push(Error::invalid(spec.path(), dump(&spec, &PRIORITY_LEVEL_SPEC), why));
+        }
+    }
+    errors.extend(status(object));
     errors
 }
 
@@ -238,6 +260,9 @@ fn validate_shares(part: &View<'_>, errors: &mut ErrorList) {
     if shares.i64() < 0 {
         errors.push(Error::invalid(shares.path(), shares.i64(), "must be a non-negative integer"));
     }
+}
+
+fn validate_lendable(part: &View<'_>, errors: &mut ErrorList) {
     let lendable = part.child("lendablePercent");
     if !(0..=100).contains(&lendable.i64()) {
         errors.push(Error::invalid(lendable.path(), lendable.i64(), "must be between 0 and 100, inclusive"));
@@ -249,25 +274,20 @@ fn validate_limited(limited: &View<'_>, errors: &mut ErrorList) {
     let response = limited.child("limitResponse");
     let kind = response.child("type");
     let queuing = response.child("queuing");
-    match kind.str() {
-        "Reject" => {
-            if queuing.exists() {
-                errors
-                    .push(Error::forbidden(queuing.path(), "must be nil if limited.limitResponse.type is not Limited"));
-            }
+    match (kind.str(), queuing.exists()) {
+        ("Reject", false) => {}
+        ("Reject", true) => {
+            let why = "must be nil if limited.limitResponse.type is not Limited";
+            errors.push(Error::forbidden(queuing.path(), why));
         }
-        "Queue" => {
-            if !queuing.exists() {
-                errors.push(Error::required(
-                    queuing.path(),
-                    "must not be empty if limited.limitResponse.type is Limited",
-                ));
-            } else {
-                validate_queuing(&queuing, errors);
-            }
+        ("Queue", true) => validate_queuing(&queuing, errors),
+        ("Queue", false) => {
+            let why = "must not be empty if limited.limitResponse.type is Limited";
+            errors.push(Error::required(queuing.path(), why));
         }
-        other => errors.push(Error::not_supported(kind.path(), other, &["Queue", "Reject"])),
+        (other, _) => errors.push(Error::not_supported(kind.path(), other, &["Queue", "Reject"])),
     }
+    validate_lendable(limited, errors);
     let borrowing = limited.child("borrowingLimitPercent");
     if borrowing.opt_i64().is_some_and(|b| b < 0) {
         let why = "if specified, must be a non-negative integer";
@@ -289,6 +309,13 @@ fn validate_queuing(queuing: &View<'_>, errors: &mut ErrorList) {
         errors.push(Error::invalid(hand.path(), hand.i64(), "must be positive"));
     } else if hand.i64() > queues.i64() {
         let why = format!("should not be greater than queues ({})", queues.i64());
+        errors.push(Error::invalid(hand.path(), hand.i64(), why));
+    } else if ((queues.i64() as f64).log2() * hand.i64() as f64).ceil() as u32 > HASH_BITS_MAX {
+        let why = format!(
+            "required entropy bits of deckSize {} and handSize {} should not be greater than {HASH_BITS_MAX}",
+            queues.i64(),
+            hand.i64()
+        );
         errors.push(Error::invalid(hand.path(), hand.i64(), why));
     }
 }

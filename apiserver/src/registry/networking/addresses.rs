@@ -64,43 +64,52 @@ pub struct ServiceCidrs;
 
 impl Resource for ServiceCidrs {
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        let (cidrs, mut errors) = (View::root(object).child("spec").child("cidrs"), ErrorList::new());
-        if cidrs.is_empty() {
-            errors.push(Error::required(cidrs.path(), "at least one CIDR required"));
-            return errors;
-        }
-        if cidrs.len() > 2 {
-            errors.push(Error::invalid(cidrs.path(), &cidrs, "may only hold up to 2 values"));
-            return errors;
-        }
-        for cidr in cidrs.items() {
-            errors.extend(ip::check_cidr(cidr.path(), cidr.str()));
-        }
-        let is_v6: Vec<bool> = cidrs.items().map(|c| c.str().contains(':')).collect();
-        if is_v6.len() == 2 && is_v6[0] == is_v6[1] {
-            let why = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
-            errors.push(Error::invalid(cidrs.path(), &cidrs, why));
-        }
+        let mut errors = ErrorList::new();
+        service_cidrs(&View::root(object).child("spec").child("cidrs"), &mut errors);
         errors
     }
 
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
-        let (new, old, mut errors) =
-            (View::root(object).child("spec"), View::root(old).child("spec"), ErrorList::new());
-        if subresource.is_empty() {
-            let (cidrs, before) = (new.child("cidrs"), old.child("cidrs"));
-            // One range may get a second of the other family; what is there stays.
-            let changed = |at: usize| {
-                let (now, was) = (cidrs.items().nth(at), before.items().nth(at));
-                now.filter(|now| was.is_some_and(|was| was.str() != now.str()))
-            };
-            if cidrs.len() < before.len() || before.is_empty() && !cidrs.is_empty() {
-                errors.push(Error::invalid(cidrs.path(), &cidrs, "field is immutable"));
-            }
-            for range in (0..before.len()).filter_map(changed) {
-                errors.push(Error::invalid(range.path(), &range, "field is immutable"));
+        let mut errors = ErrorList::new();
+        if !subresource.is_empty() {
+            return errors;
+        }
+        let ranges = |of| View::root(of).child("spec").child("cidrs");
+        let (cidrs, before) = (ranges(object), ranges(old));
+        let extended = before.len() == 1 && cidrs.len() == 2;
+        if before.len() != cidrs.len() && !extended {
+            errors.push(Error::invalid(cidrs.path(), &cidrs, "field is immutable"));
+            return errors;
+        }
+        for (now, was) in cidrs.items().zip(before.items()) {
+            if now.str() != was.str() {
+                errors.push(Error::invalid(now.path(), &now, "field is immutable"));
             }
         }
+        // One range may get a second of the other family.
+        if extended {
+            service_cidrs(&cidrs, &mut errors);
+        }
         errors
+    }
+}
+
+fn service_cidrs(cidrs: &View<'_>, errors: &mut ErrorList) {
+    if cidrs.is_empty() {
+        errors.push(Error::required(cidrs.path(), "at least one CIDR required"));
+        return;
+    }
+    if cidrs.len() > 2 {
+        errors.push(Error::invalid(cidrs.path(), cidrs, "may only hold up to 2 values"));
+        return;
+    }
+    for cidr in cidrs.items() {
+        errors.extend(ip::check_cidr(cidr.path(), cidr.str()));
+    }
+    let is_v4 = |cidr: View<'_>| ip::parse_cidr_sloppy(cidr.str()).map(|(address, _)| address.ip.is_ipv4());
+    let families: Vec<Option<bool>> = cidrs.items().map(is_v4).collect();
+    if families.len() == 2 && families[0] == families[1] && families[0].is_some() {
+        let why = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
+        errors.push(Error::invalid(cidrs.path(), cidrs, why));
     }
 }

@@ -4,7 +4,7 @@ use crate::registry::checks;
 use crate::registry::defaults::set_default;
 use crate::registry::resource::Resource;
 use crate::request::Context;
-use coxswain_api::field::{Error, ErrorList, View};
+use coxswain_api::field::{Error, ErrorList, Path, View};
 use coxswain_api::{Value, json, names};
 
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
@@ -17,32 +17,37 @@ pub struct Ingresses;
 impl Resource for Ingresses {
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         let (root, mut errors) = (View::root(object), ErrorList::new());
-        let annotation = root.child("metadata").child("annotations").path().key(CLASS_ANNOTATION);
-        let class = root.child("metadata").child("annotations").child_named(CLASS_ANNOTATION);
-        if class.exists() && root.child("spec").child("ingressClassName").exists() {
-            errors.push(Error::invalid(&annotation, class.str(), "can not be set when the class field is also set"));
+        spec(&root.child("spec"), Leniency::default(), &mut errors);
+        let annotation = root.child("metadata").child("annotations").child_named(CLASS_ANNOTATION);
+        let class = root.child("spec").child("ingressClassName");
+        if annotation.exists() && class.exists() && annotation.str() != class.str() {
+            // Upstream names the annotation as a field, and leaves the metadata out.
+            let path = Path::new("annotations").child(CLASS_ANNOTATION);
+            let why = "must match `ingressClassName` when both are specified";
+            errors.push(Error::invalid(&path, annotation.str(), why));
         }
-        spec(&root.child("spec"), &mut errors);
         errors
     }
 
-    fn validate_update(&self, _ctx: &Context, object: &Value, _old: &Value, subresource: &str) -> ErrorList {
-        let (root, mut errors) = (View::root(object), ErrorList::new());
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
+        let mut errors = ErrorList::new();
         if subresource != "status" {
-            spec(&root.child("spec"), &mut errors);
+            let leniency = Leniency::of(&View::root(old).child("spec"));
+            spec(&View::root(object).child("spec"), leniency, &mut errors);
             return errors;
         }
-        for ingress in root.child("status").child("loadBalancer").child("ingress").items() {
+        let entries = |of| View::root(of).child("status").child("loadBalancer").child("ingress");
+        let before = entries(old);
+        let known: Vec<View<'_>> = before.items().map(|i| i.child("ip")).collect();
+        let known: Vec<&str> = known.iter().map(View::str).collect();
+        for ingress in entries(object).items() {
             let (ip, host) = (ingress.child("ip"), ingress.child("hostname"));
             if !ip.is_empty() {
-                errors.extend(names::ip::check_ip(ip.path(), ip.str()));
+                errors.extend(names::ip::check_ip_legacy(ip.path(), ip.str(), true, &known));
             }
             if !host.is_empty() {
                 checks::dns_subdomain(&host, &mut errors);
-                if host.str().parse::<std::net::IpAddr>().is_ok() {
-                    let why = "must be a DNS name, not an IP address";
-                    errors.push(Error::invalid(host.path(), host.str(), why));
-                }
+                not_an_address(&host, &mut errors);
             }
         }
         errors
@@ -61,7 +66,32 @@ impl Resource for Ingresses {
     }
 }
 
-fn spec(spec: &View<'_>, errors: &mut ErrorList) {
+/// What an older Ingress had wrong, and its update may keep.
+#[derive(Clone, Copy, Default)]
+struct Leniency {
+    secret_names: bool,
+    wildcard_rules: bool,
+}
+
+impl Leniency {
+    fn of(spec: &View<'_>) -> Leniency {
+        let wrong_secret = |tls: View<'_>| {
+            let name = tls.child("secretName");
+            !name.is_empty() && !names::dns1123_subdomain(name.str(), false).is_empty()
+        };
+        let wrong_rule = |r: View<'_>| {
+            let mut errors = ErrorList::new();
+            http(&r.child("http"), &mut errors);
+            r.child("host").str().contains('*') && !errors.is_empty()
+        };
+        Leniency {
+            secret_names: spec.child("tls").items().any(wrong_secret),
+            wildcard_rules: spec.child("rules").items().any(wrong_rule),
+        }
+    }
+}
+
+fn spec(spec: &View<'_>, leniency: Leniency, errors: &mut ErrorList) {
     let (rules, default) = (spec.child("rules"), spec.child("defaultBackend"));
     if rules.is_empty() && !default.exists() {
         let shown = json!([]);
@@ -71,13 +101,13 @@ fn spec(spec: &View<'_>, errors: &mut ErrorList) {
     if default.exists() {
         backend(&default, errors);
     }
-    rules.items().for_each(|r| rule(&r, errors));
+    rules.items().for_each(|r| rule(&r, leniency, errors));
     for tls in spec.child("tls").items() {
         for host in tls.child("hosts").items() {
             checks::all(&host, host_name(host.str()), errors);
         }
         let secret = tls.child("secretName");
-        if !secret.is_empty() {
+        if !secret.is_empty() && !leniency.secret_names {
             checks::dns_subdomain(&secret, errors);
         }
     }
@@ -91,15 +121,24 @@ fn host_name(host: &str) -> Vec<String> {
     if host.contains('*') { names::wildcard_dns1123_subdomain(host) } else { names::dns1123_subdomain(host, false) }
 }
 
-fn rule(rule: &View<'_>, errors: &mut ErrorList) {
+fn not_an_address(host: &View<'_>, errors: &mut ErrorList) {
+    if names::ip::parse_ip_sloppy(host.str()).is_some() {
+        errors.push(Error::invalid(host.path(), host.str(), "must be a DNS name, not an IP address"));
+    }
+}
+
+fn rule(rule: &View<'_>, leniency: Leniency, errors: &mut ErrorList) {
     let host = rule.child("host");
     if !host.is_empty() {
-        if host.str().parse::<std::net::IpAddr>().is_ok() {
-            errors.push(Error::invalid(host.path(), host.str(), "must be a DNS name, not an IP address"));
-        }
+        not_an_address(&host, errors);
         checks::all(&host, host_name(host.str()), errors);
     }
-    let http = rule.child("http");
+    if !leniency.wildcard_rules || !host.str().contains('*') {
+        http(&rule.child("http"), errors);
+    }
+}
+
+fn http(http: &View<'_>, errors: &mut ErrorList) {
     if !http.exists() {
         return;
     }
@@ -108,6 +147,10 @@ fn rule(rule: &View<'_>, errors: &mut ErrorList) {
         errors.push(Error::required(paths.path(), ""));
     }
     for entry in paths.items() {
+        if !entry.child("pathType").exists() {
+            errors.push(Error::required(entry.child("pathType").path(), "pathType must be specified"));
+            continue;
+        }
         path(&entry, errors);
         backend(&entry.child("backend"), errors);
     }
@@ -115,10 +158,6 @@ fn rule(rule: &View<'_>, errors: &mut ErrorList) {
 
 fn path(entry: &View<'_>, errors: &mut ErrorList) {
     let (kind, path) = (entry.child("pathType"), entry.child("path"));
-    if !kind.exists() {
-        errors.push(Error::required(kind.path(), "pathType must be specified"));
-        return;
-    }
     let text = path.str();
     match kind.str() {
         "Exact" | "Prefix" => {
@@ -163,7 +202,7 @@ fn service_backend(backend: &View<'_>, service: &View<'_>, errors: &mut ErrorLis
     if name.is_empty() {
         errors.push(Error::required(name.path(), ""));
     } else {
-        checks::all(&name, names::dns1035_label(name.str(), false), errors);
+        checks::all(&name, names::dns1123_label(name.str(), false), errors);
     }
     let port = service.child("port");
     let (by_name, number) = (port.child("name"), port.child("number"));

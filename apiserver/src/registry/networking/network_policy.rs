@@ -28,26 +28,73 @@ impl Resource for NetworkPolicies {
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        let (spec, mut errors) = (View::root(object).child("spec"), ErrorList::new());
-        checks::label_selector(&spec.child("podSelector"), SelectorLeniency::default(), &mut errors);
-        for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
-            for rule in spec.child(direction).items() {
-                rule.child("ports").items().for_each(|p| port(&p, &mut errors));
-                rule.child(peers).items().for_each(|p| peer(&p, &mut errors));
-            }
-        }
-        let types = spec.child("policyTypes");
-        if types.len() > 2 {
-            errors.push(Error::invalid(types.path(), &types, "may not specify more than two policyTypes"));
-            return errors;
-        }
-        types.items().for_each(|t| checks::supported_value(&t, &["Ingress", "Egress"], &mut errors));
+        let mut errors = ErrorList::new();
+        spec(&View::root(object).child("spec"), &Leniency::default(), &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let leniency = Leniency::of(&View::root(old).child("spec"));
+        spec(&View::root(object).child("spec"), &leniency, &mut errors);
         errors
     }
 
     fn has_generation(&self) -> bool {
         true
     }
+}
+
+/// The directions of traffic, with the fields that list the peers of each.
+const DIRECTIONS: [(&str, &str); 2] = [("ingress", "from"), ("egress", "to")];
+
+/// What an older policy had wrong, and its update may keep.
+#[derive(Default)]
+struct Leniency {
+    selectors: SelectorLeniency,
+    /// Every network of the older policy.
+    cidrs: Vec<String>,
+}
+
+impl Leniency {
+    fn of(spec: &View<'_>) -> Leniency {
+        let mut leniency = Leniency::default();
+        let mut errors = ErrorList::new();
+        checks::label_selector(&spec.child("podSelector"), SelectorLeniency::default(), &mut errors);
+        leniency.selectors.allow_invalid_values = !errors.is_empty();
+        for (direction, peers) in DIRECTIONS {
+            for rule in spec.child(direction).items() {
+                for peer in rule.child(peers).items() {
+                    let block = peer.child("ipBlock");
+                    leniency.cidrs.push(block.child("cidr").str().to_owned());
+                    leniency.cidrs.extend(block.child("except").items().map(|e| e.str().to_owned()));
+                }
+            }
+        }
+        leniency
+    }
+
+    fn cidr(&self, cidr: &View<'_>, errors: &mut ErrorList) {
+        if !self.cidrs.iter().any(|old| old == cidr.str()) {
+            errors.extend(ip::check_cidr_legacy(cidr.path(), cidr.str(), true, &[]));
+        }
+    }
+}
+
+fn spec(spec: &View<'_>, leniency: &Leniency, errors: &mut ErrorList) {
+    checks::label_selector(&spec.child("podSelector"), leniency.selectors, errors);
+    for (direction, peers) in DIRECTIONS {
+        for rule in spec.child(direction).items() {
+            rule.child("ports").items().for_each(|p| port(&p, errors));
+            rule.child(peers).items().for_each(|p| peer(&p, leniency, errors));
+        }
+    }
+    let types = spec.child("policyTypes");
+    if types.len() > 2 {
+        errors.push(Error::invalid(types.path(), &types, "may not specify more than two policyTypes"));
+        return;
+    }
+    types.items().for_each(|t| checks::supported_value(&t, &["Ingress", "Egress"], errors));
 }
 
 fn port(port: &View<'_>, errors: &mut ErrorList) {
@@ -84,19 +131,19 @@ fn port(port: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn peer(peer: &View<'_>, errors: &mut ErrorList) {
+fn peer(peer: &View<'_>, leniency: &Leniency, errors: &mut ErrorList) {
     let mut peers = 0;
     for name in ["podSelector", "namespaceSelector"] {
         let selector = peer.child(name);
         if selector.exists() {
             peers += 1;
-            checks::label_selector(&selector, SelectorLeniency::default(), errors);
+            checks::label_selector(&selector, leniency.selectors, errors);
         }
     }
     let block = peer.child("ipBlock");
     if block.exists() {
         peers += 1;
-        ip_block(&block, errors);
+        ip_block(&block, leniency, errors);
     }
     if peers == 0 {
         errors.push(Error::required(peer.path(), "must specify a peer"));
@@ -105,27 +152,18 @@ fn peer(peer: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn ip_block(block: &View<'_>, errors: &mut ErrorList) {
+fn ip_block(block: &View<'_>, leniency: &Leniency, errors: &mut ErrorList) {
     let cidr = block.child("cidr");
     if cidr.is_empty() {
         errors.push(Error::required(cidr.path(), ""));
         return;
     }
-    let wrong = ip::check_cidr_legacy(cidr.path(), cidr.str(), false, &[]);
-    if !wrong.is_empty() {
-        errors.extend(wrong);
-        return;
-    }
-    let outer: Option<ipnet::IpNet> = parse(cidr.str());
+    leniency.cidr(&cidr, errors);
+    let Some(outer) = parse(cidr.str()) else { return };
     for except in block.child("except").items() {
-        let wrong = ip::check_cidr_legacy(except.path(), except.str(), false, &[]);
-        if !wrong.is_empty() {
-            errors.extend(wrong);
-            continue;
-        }
-        let inner: Option<ipnet::IpNet> = parse(except.str());
-        let strict = matches!((outer, inner), (Some(o), Some(i)) if o.contains(&i) && o.prefix_len() < i.prefix_len());
-        if !strict {
+        leniency.cidr(&except, errors);
+        let Some(inner) = parse(except.str()) else { continue };
+        if !outer.contains(&inner) || outer.prefix_len() >= inner.prefix_len() {
             errors.push(Error::invalid(except.path(), except.str(), "must be a strict subset of `cidr`"));
         }
     }

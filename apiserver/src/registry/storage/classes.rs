@@ -6,7 +6,7 @@ use crate::registry::resource::Resource;
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::{Value, json};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 const PARAMETERS_MAX: usize = 512;
 const PARAMETERS_BYTES_MAX: usize = 256 * 1024;
@@ -62,20 +62,21 @@ impl Resource for StorageClasses {
         } else {
             checks::supported_value(&mode, &["Immediate", "WaitForFirstConsumer"], &mut errors);
         }
-        let mut terms: Vec<&Value> = Vec::new();
-        for term in root.child("allowedTopologies").items() {
-            topology_term(&term, &mut errors);
-            let value = term.value().unwrap_or(&Value::Null);
-            if terms.contains(&value) {
+        let topologies = root.child("allowedTopologies");
+        // Upstream starts with as many empty terms as there are, so an empty one is a duplicate of each.
+        let mut terms = vec![Topology::new(); topologies.len()];
+        for term in topologies.items() {
+            let topology = topology_term(&term, &mut errors);
+            for _ in terms.iter().filter(|t| **t == topology) {
                 errors.push(Error::duplicate(term.child("matchLabelExpressions").path(), ""));
             }
-            terms.push(value);
+            terms.push(topology);
         }
         errors
     }
 
-    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
-        let (new, old, mut errors) = (View::root(object), View::root(old), ErrorList::new());
+    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let (new, old, mut errors) = (View::root(object), View::root(old), self.validate(ctx, object));
         for name in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
             checks::immutable(&new.child(name), &old.child(name), &mut errors);
         }
@@ -87,26 +88,30 @@ impl Resource for StorageClasses {
     }
 }
 
+/// The keys of a term with the values of each.
+type Topology = BTreeMap<String, BTreeSet<String>>;
+
 /// One term of `allowedTopologies` (upstream: `ValidateTopologySelectorTerm`).
-fn topology_term(term: &View<'_>, errors: &mut ErrorList) {
-    let mut keys = HashSet::new();
+fn topology_term(term: &View<'_>, errors: &mut ErrorList) -> Topology {
+    let mut topology = Topology::new();
     for expression in term.child("matchLabelExpressions").items() {
         let values = expression.child("values");
         if values.is_empty() {
             errors.push(Error::required(values.path(), ""));
         }
-        let mut seen = HashSet::new();
+        let mut seen = BTreeSet::new();
         for value in values.items() {
-            if !seen.insert(value.str()) {
+            if !seen.insert(value.str().to_owned()) {
                 errors.push(Error::duplicate(value.path(), value.str()));
             }
         }
         let key = expression.child("key");
         checks::qualified_name(&key, errors);
-        if !keys.insert(key.str()) {
+        if topology.insert(key.str().to_owned(), seen).is_some() {
             errors.push(Error::duplicate(key.path(), key.str()));
         }
     }
+    topology
 }
 
 pub struct VolumeAttributesClasses;
@@ -119,7 +124,7 @@ impl Resource for VolumeAttributesClasses {
         errors
     }
 
-    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
         let (new, old, mut errors) = (View::root(object), View::root(old), ErrorList::new());
         for (name, why) in [
             ("driverName", "updates to driverName are forbidden."),
@@ -129,6 +134,7 @@ impl Resource for VolumeAttributesClasses {
                 errors.push(Error::forbidden(new.child(name).path(), why));
             }
         }
+        errors.extend(self.validate(ctx, object));
         errors
     }
 

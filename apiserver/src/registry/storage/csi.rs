@@ -3,6 +3,7 @@
 use crate::registry::checks::{self, SelectorLeniency};
 use crate::registry::core::pod_spec::csi_driver_name;
 use crate::registry::defaults::{child_mut, set_default};
+use crate::registry::internal::{CSI_NODE_DRIVER, dump};
 use crate::registry::metadata;
 use crate::registry::resource::Resource;
 use crate::request::Context;
@@ -35,13 +36,6 @@ impl Resource for CsiDrivers {
         let (root, mut errors) = (View::root(object), ErrorList::new());
         let spec = root.child("spec");
         driver_spec(&spec, &mut errors);
-        let modes = spec.child("volumeLifecycleModes");
-        for mode in modes.items() {
-            // Upstream names the list, not the element.
-            if !["Persistent", "Ephemeral"].contains(&mode.str()) {
-                errors.push(Error::not_supported(modes.path(), mode.str(), &["Persistent", "Ephemeral"]));
-            }
-        }
         errors
     }
 
@@ -123,6 +117,13 @@ fn driver_spec(spec: &View<'_>, errors: &mut ErrorList) {
             }
         }
     }
+    let modes = spec.child("volumeLifecycleModes");
+    for mode in modes.items() {
+        // Upstream names the list, not the element.
+        if !["Persistent", "Ephemeral"].contains(&mode.str()) {
+            errors.push(Error::not_supported(modes.path(), mode.str(), &["Persistent", "Ephemeral"]));
+        }
+    }
     let in_secrets = spec.child("serviceAccountTokenInSecrets");
     if in_secrets.exists() && spec.child("tokenRequests").is_empty() {
         let why = "serviceAccountTokenInSecrets can only be set when tokenRequests is configured";
@@ -146,15 +147,16 @@ impl Resource for CsiNodes {
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
         let (new, old, mut errors) = (View::root(object), View::root(old), ErrorList::new());
         let (new, old) = (new.child("spec").child("drivers"), old.child("spec").child("drivers"));
+        // Upstream's strategy and its check of the update both look at the whole.
+        node_drivers(&new, &mut errors);
         node_drivers(&new, &mut errors);
         // A driver may come and go; while it is there, only how much it can take may change.
-        for driver in new.items() {
-            let Some(before) = old.items().find(|o| o.child("name").str() == driver.child("name").str()) else {
-                continue;
-            };
-            let fixed = ["name", "nodeID", "topologyKeys"];
-            if fixed.iter().any(|f| !checks::same(driver.child(f).value(), before.child(f).value())) {
-                errors.push(Error::invalid(driver.path(), &driver, "field is immutable"));
+        for before in old.items() {
+            for driver in new.items().filter(|d| d.child("name").str() == before.child("name").str()) {
+                let changed = |f: &&'static str| !checks::same(driver.child(f).value(), before.child(f).value());
+                if ["nodeID", "topologyKeys"].iter().any(changed) {
+                    errors.push(Error::invalid(new.path(), dump(&driver, &CSI_NODE_DRIVER), checks::IMMUTABLE));
+                }
             }
         }
         errors
@@ -205,13 +207,11 @@ pub struct CsiStorageCapacities;
 impl Resource for CsiStorageCapacities {
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         let (root, mut errors) = (View::root(object), ErrorList::new());
-        checks::dns_subdomain(&root.child("storageClassName"), &mut errors);
         checks::label_selector(&root.child("nodeTopology"), SelectorLeniency::default(), &mut errors);
-        for name in ["capacity", "maximumVolumeSize"] {
-            let amount = root.child(name);
-            if Quantity::parse(amount.str()).is_ok_and(|q| q.sign() < 0) {
-                errors.push(Error::invalid(amount.path(), amount.str(), checks::NEGATIVE));
-            }
+        checks::dns_subdomain(&root.child("storageClassName"), &mut errors);
+        let capacity = root.child("capacity");
+        if Quantity::parse(capacity.str()).is_ok_and(|q| q.sign() < 0) {
+            errors.push(Error::invalid(capacity.path(), capacity.str(), checks::NEGATIVE));
         }
         errors
     }

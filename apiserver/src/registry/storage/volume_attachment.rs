@@ -7,34 +7,30 @@ use crate::request::Context;
 use coxswain_api::Value;
 use coxswain_api::field::{Error, ErrorList, View};
 
+const METADATA_BYTES_MAX: usize = 256 * 1024;
+const MESSAGE_BYTES_MAX: usize = 1024;
+
 pub struct VolumeAttachments;
 
 impl Resource for VolumeAttachments {
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        let (spec, mut errors) = (View::root(object).child("spec"), ErrorList::new());
-        let attacher = spec.child("attacher");
-        if attacher.is_empty() {
-            errors.push(Error::required(attacher.path(), ""));
-        } else {
-            csi_driver_name(&attacher, &mut errors);
+        let mut errors = ErrorList::new();
+        attachment(&View::root(object), &mut errors);
+        // What v1 asks besides comes last.
+        let spec = View::root(object).child("spec");
+        csi_driver_name(&spec.child("attacher"), &mut errors);
+        let name = spec.child("source").child("persistentVolumeName");
+        if name.exists() {
+            checks::dns_subdomain(&name, &mut errors);
         }
-        let source = spec.child("source");
-        let (inline, name) = (source.child("inlineVolumeSpec"), source.child("persistentVolumeName"));
-        const ONE: &str = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
-        match (inline.exists(), name.exists()) {
-            (false, false) => errors.push(Error::required(source.path(), ONE)),
-            (true, true) => errors.push(Error::forbidden(source.path(), ONE)),
-            (false, true) if name.is_empty() => {
-                errors.push(Error::required(name.path(), "must specify non empty persistentVolumeName"));
-            }
-            _ => {}
-        }
-        checks::dns_subdomain(&spec.child("nodeName"), &mut errors);
         errors
     }
 
-    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
-        let mut errors = self.validate(ctx, object);
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let mut errors = ErrorList::new();
+        // Upstream's strategy and its check of the update both look at the whole.
+        attachment(&View::root(object), &mut errors);
+        attachment(&View::root(object), &mut errors);
         let (new, old) = (View::root(object).child("spec"), View::root(old).child("spec"));
         if !checks::same(new.value(), old.value()) {
             let error = Error::invalid(new.path(), &new, checks::IMMUTABLE);
@@ -67,5 +63,41 @@ impl Resource for VolumeAttachments {
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
         MetadataChecks { update: false, whole: false }
+    }
+}
+
+/// What every version of the API asks of an attachment.
+fn attachment(object: &View<'_>, errors: &mut ErrorList) {
+    let (spec, status) = (object.child("spec"), object.child("status"));
+    let attacher = spec.child("attacher");
+    if attacher.is_empty() {
+        errors.push(Error::required(attacher.path(), ""));
+    }
+    let source = spec.child("source");
+    let (inline, name) = (source.child("inlineVolumeSpec"), source.child("persistentVolumeName"));
+    const ONE: &str = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
+    match (inline.exists(), name.exists()) {
+        (false, false) => errors.push(Error::required(source.path(), ONE)),
+        (true, true) => errors.push(Error::forbidden(source.path(), ONE)),
+        (false, true) if name.is_empty() => {
+            errors.push(Error::required(name.path(), "must specify non empty persistentVolumeName"));
+        }
+        _ => {}
+    }
+    checks::dns_subdomain(&spec.child("nodeName"), errors);
+    let metadata = status.child("attachmentMetadata");
+    if metadata.entries().map(|(key, value)| key.len() + value.len()).sum::<usize>() > METADATA_BYTES_MAX {
+        errors.push(Error::too_long(metadata.path(), METADATA_BYTES_MAX as i64));
+    }
+    for error in [status.child("attachError"), status.child("detachError")] {
+        let (message, code) = (error.child("message"), error.child("errorCode"));
+        if message.len() > MESSAGE_BYTES_MAX {
+            // Upstream names the limit of the metadata.
+            errors.push(Error::too_long(message.path(), METADATA_BYTES_MAX as i64));
+        }
+        if code.i64() < 0 {
+            let why = format!("must be between 0 and {}, inclusive", i32::MAX);
+            errors.push(Error::invalid(code.path(), code.i64(), why));
+        }
     }
 }

@@ -3,8 +3,7 @@
 use super::super::pod_spec::Options;
 use super::{metadata, put, update};
 use crate::registry::checks;
-use crate::registry::internal::{POD_IP, dump};
-use coxswain_api::field::{Error, ErrorList, Path, View};
+use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::{Value, json, names};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,45 +62,38 @@ pub(super) fn agree_on_addresses(pod: &mut Value) {
 pub(super) fn validate(new: &View<'_>, old: &View<'_>, options: &Options, errors: &mut ErrorList) {
     update::annotations(new, old, options, errors);
     let (status, before) = (new.child("status"), old.child("status"));
-    for condition in status.child("conditions").items().enumerate().map(|(i, c)| (i, c.child("type"))) {
-        let (i, kind) = condition;
-        if matches!(kind.str(), "PodScheduled" | "Ready" | "Initialized") {
+    for condition in status.child("conditions").items() {
+        whole_generation(&condition, errors);
+        let kind = condition.child("type").str();
+        if matches!(kind, "PodScheduled" | "Ready" | "Initialized") {
             continue;
         }
-        let path = Path::new("metadata").child("conditions").index(i).child("Type");
-        for why in names::qualified_name(kind.str()) {
-            errors.push(Error::invalid(&path, kind.str(), why));
+        for why in names::qualified_name(kind) {
+            errors.push(Error::invalid(&condition.path().child("Type"), kind, why));
         }
     }
     let nominated = status.child("nominatedNodeName");
     if !nominated.is_empty() && nominated.str() != before.child("nominatedNodeName").str() {
         checks::dns_subdomain(&nominated, errors);
-        if !new.child("spec").child("nodeName").is_empty() {
+        if !old.child("spec").child("nodeName").is_empty() {
             let why = "may not be set on pods that are already bound to a node";
             errors.push(Error::forbidden(nominated.path(), why));
         }
     }
+    whole_generation(&status, errors);
     checks::immutable(&status.child("qosClass"), &before.child("qosClass"), errors);
     let spec = old.child("spec");
-    let restart = spec.child("restartPolicy").str();
-    let sidecars: BTreeSet<&str> = spec
-        .child("initContainers")
-        .items()
-        .filter(|c| c.child("restartPolicy").str() == "Always")
-        .map(|c| c.child("name").str())
-        .collect();
-    let none = BTreeSet::new();
-    for (list, restart, exempt) in [
-        ("containerStatuses", restart, &none),
-        ("initContainerStatuses", restart, &sidecars),
-        ("ephemeralContainerStatuses", "Never", &none),
+    for (list, containers) in [
+        ("containerStatuses", Some("containers")),
+        ("initContainerStatuses", Some("initContainers")),
+        ("ephemeralContainerStatuses", None),
     ] {
-        state_transitions(&status.child(list), &before.child(list), restart, exempt, &spec, errors);
+        state_transitions(&status.child(list), &before.child(list), &spec, containers, errors);
     }
     let claims = new.child("spec").child("resourceClaims");
     claim_statuses(&status.child("resourceClaimStatuses"), &claims, errors);
-    addresses(&status, "podIPs", errors);
-    host_addresses(&status, errors);
+    addresses(&status, &before, "podIPs", errors);
+    host_addresses(&status, &before, errors);
     let spec = new.child("spec");
     let windows = spec.child("os").child("name").str() == "windows";
     for list in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
@@ -177,36 +169,63 @@ fn unrequested(container: &View<'_>, resource: &str) -> Option<&'static str> {
     )
 }
 
+fn whole_generation(owner: &View<'_>, errors: &mut ErrorList) {
+    let generation = owner.child("observedGeneration");
+    if generation.i64() < 0 {
+        errors.push(Error::invalid(generation.path(), generation.i64(), "must be a non-negative integer"));
+    }
+}
+
 /// What has ended stays ended, unless it is to be restarted.
 fn state_transitions(
     new: &View<'_>,
     old: &View<'_>,
-    restart: &str,
-    exempt: &BTreeSet<&str>,
     spec: &View<'_>,
+    containers: Option<&'static str>,
     errors: &mut ErrorList,
 ) {
-    if restart == "Always" {
+    let mut all = spec.child("initContainers").items().chain(spec.child("containers").items());
+    let restarts_all = all.any(|c| {
+        c.child("restartPolicyRules").items().any(|r| r.child("action").str() == "RestartAllContainers")
+    });
+    if restarts_all && containers.is_some() {
         return;
     }
     for (i, was) in old.items().enumerate() {
         let (name, ended) = (was.child("name").str(), was.child("state").child("terminated"));
-        // A container may have a restart policy of its own, or rules that restart it.
-        let own_rule = spec.child("containers").items().chain(spec.child("initContainers").items()).any(|c| {
-            c.child("name").str() == name
-                && (matches!(c.child("restartPolicy").str(), "Always" | "OnFailure")
-                    || !c.child("restartPolicyRules").is_empty())
-        });
-        let failed = ended.child("exitCode").i64() != 0;
-        if !ended.exists() || failed && restart == "OnFailure" || exempt.contains(name) || own_rule {
-            continue;
-        }
         let revived =
             new.items().any(|s| s.child("name").str() == name && !s.child("state").child("terminated").exists());
-        if revived {
+        if !ended.exists() || !revived {
+            continue;
+        }
+        let container = containers.and_then(|list| spec.child(list).items().find(|c| c.child("name").str() == name));
+        if !container.is_some_and(|c| restarts(&c, spec, ended.child("exitCode").i64())) {
             let path = new.path().index(i).child("state");
             errors.push(Error::forbidden(&path, "may not be transitioned to non-terminated state"));
         }
+    }
+}
+
+/// Whether a container is started again after it ended with this code (upstream: `ContainerShouldRestart`).
+fn restarts(container: &View<'_>, spec: &View<'_>, code: i64) -> bool {
+    for rule in container.child("restartPolicyRules").items() {
+        let codes = rule.child("exitCodes");
+        let listed = codes.child("values").items().any(|v| v.i64() == code);
+        let matches = match codes.child("operator").str() {
+            "In" => listed,
+            "NotIn" => !listed,
+            _ => false,
+        };
+        if matches {
+            return rule.child("action").str() == "Restart";
+        }
+    }
+    let own = container.child("restartPolicy");
+    let policy = if own.exists() { own.str() } else { spec.child("restartPolicy").str() };
+    match policy {
+        "Always" => true,
+        "OnFailure" => code != 0,
+        _ => false,
     }
 }
 
@@ -223,34 +242,21 @@ fn claim_statuses(statuses: &View<'_>, claims: &View<'_>, errors: &mut ErrorList
         }
         let claim = status.child("resourceClaimName");
         if claim.exists() {
-            for why in names::dns1123_subdomain(claim.str(), false) {
-                errors.push(Error::invalid(name.path(), claim.str(), why));
-            }
+            checks::dns_subdomain(&claim, errors);
         }
     }
 }
 
-/// At most one address of each family.
-fn addresses(status: &View<'_>, list: &'static str, errors: &mut ErrorList) {
-    let host = list == "hostIPs";
+/// At most one address of each family. What was there before may stay as it is written.
+fn addresses(status: &View<'_>, before: &View<'_>, list: &'static str, errors: &mut ErrorList) {
+    let known: Vec<&str> = before.child(list).items().map(|e| e.child("ip").str()).collect();
     let list = status.child(list);
     for entry in list.items() {
-        errors.extend(names::ip::check_ip_legacy(entry.path(), entry.child("ip").str(), false, &[]));
+        errors.extend(names::ip::check_ip_legacy(entry.path(), entry.child("ip").str(), true, &known));
     }
     let ips: Vec<&str> = list.items().map(|e| e.child("ip").str()).collect();
     if ips.len() < 2 {
         return;
-    }
-    let mut repeated = ErrorList::new();
-    let mut seen: BTreeSet<&str> = BTreeSet::new();
-    for entry in list.items() {
-        if !seen.insert(entry.child("ip").str()) {
-            repeated.push(Error::duplicate(entry.path(), dump(&entry, &POD_IP)));
-        }
-    }
-    // Upstream looks for repeated addresses of hosts first, and for those of pods last.
-    if host {
-        errors.append(&mut repeated);
     }
     if let Some((i, ip)) = ips.iter().enumerate().find(|(_, ip)| names::parse_ip_sloppy(ip).is_none()) {
         let why = format!("failed to check for dual stack with error:invalid IP[{i}]: {ip}");
@@ -263,15 +269,14 @@ fn addresses(status: &View<'_>, list: &'static str, errors: &mut ErrorList) {
         let shown: Vec<Value> = ips.iter().map(|ip| json!({"IP": ip})).collect();
         errors.push(Error::invalid(list.path(), &Value::Array(shown), why));
     }
-    errors.append(&mut repeated);
 }
 
-fn host_addresses(status: &View<'_>, errors: &mut ErrorList) {
+fn host_addresses(status: &View<'_>, before: &View<'_>, errors: &mut ErrorList) {
     let list = status.child("hostIPs");
     let Some(first) = list.items().next() else { return };
     let ip = first.child("ip");
     if status.child("hostIP").str() != ip.str() {
         errors.push(Error::invalid(ip.path(), ip.str(), "must be equal to `hostIP`"));
     }
-    addresses(status, "hostIPs", errors);
+    addresses(status, before, "hostIPs", errors);
 }

@@ -282,59 +282,93 @@ pub(super) fn validate_resize(new: &View<'_>, old: &View<'_>, options: &Options,
     if running.is_some_and(|s| !s.child("resources").exists()) {
         errors.push(Error::forbidden(spec.path(), "Pod running on node without support for resize"));
     }
-    if spec.child("containers").len() != before.child("containers").len()
-        || spec.child("initContainers").len() != before.child("initContainers").len()
-    {
-        errors.push(Error::forbidden(spec.path(), "only cpu and memory resources are mutable"));
-        return;
-    }
-    let resizable = |c: &View<'_>, list: &str| list == "containers" || c.child("restartPolicy").str() == "Always";
-    for list in ["initContainers", "containers"] {
-        for (new, old) in spec.child(list).items().zip(before.child(list).items()) {
-            if resizable(&old, list) {
-                nothing_removed(&new.child("resources"), &old.child("resources"), errors);
-            }
-        }
-    }
-    nothing_removed(&spec.child("resources"), &before.child("resources"), errors);
-
     let mut munged = owned(&spec);
     let was = owned(&before);
+    pod_level_resize(&spec, &before, &mut munged, &was, errors);
+    if !same_containers(&spec, &before, errors) {
+        return;
+    }
+    for list in ["initContainers", "containers"] {
+        for (new, old) in spec.child(list).items().zip(before.child(list).items()) {
+            nothing_removed("resource", &new.child("resources"), &old.child("resources"), errors);
+        }
+    }
     for list in ["containers", "initContainers"] {
         let old_items = was.get(list).and_then(Value::as_array).cloned().unwrap_or_default();
         let items = munged.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
-        for (item, old) in items.zip(old_items) {
-            let sidecar = old.get("restartPolicy").and_then(Value::as_str) == Some("Always");
-            if list == "containers" || sidecar {
-                restore_cpu_and_memory(item, &old);
+        for (i, (item, old)) in items.zip(old_items).enumerate() {
+            let changed = *item != old;
+            restore_cpu_and_memory(item, &old);
+            if list == "containers" {
+                if *item != old {
+                    errors.push(Error::forbidden(spec.path(), "only cpu and memory resources are mutable"));
+                }
+                continue;
             }
+            let at = spec.child(list).path().index(i);
             if *item != old {
-                errors.push(Error::forbidden(
-                    spec.path(),
-                    match (list, sidecar) {
-                        ("containers", _) => "only cpu and memory resources are mutable",
-                        (_, true) => "only cpu and memory resources for sidecar containers are mutable",
-                        (_, false) => "resources for non-sidecar init containers are immutable",
-                    },
-                ));
+                let why = "only cpu and memory resources for init or sidecar containers are mutable";
+                errors.push(Error::forbidden(&at, why));
+            }
+            if changed && old.get("restartPolicy").and_then(Value::as_str) != Some("Always") {
+                let policies = old.get("resizePolicy").and_then(Value::as_array).into_iter().flatten();
+                for _ in policies.filter(|p| p["restartPolicy"] == "RestartContainer") {
+                    let why = "non-sidecar init containers with a resize policy of RestartContainer cannot be resized";
+                    errors.push(Error::forbidden(&at, why));
+                }
             }
         }
-    }
-    if was.get("resources").is_some() {
-        restore_cpu_and_memory(&mut munged, &was);
     }
     if errors.is_empty() && munged != was {
         errors.push(Error::forbidden(spec.path(), "only cpu and memory resources are mutable"));
     }
 }
 
-fn nothing_removed(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {
-    for (list, why) in
-        [("requests", "resource requests cannot be removed"), ("limits", "resource limits cannot be removed")]
-    {
+/// The resources of the pod as a whole, of which CPU and memory may change; in `munged` they are set back.
+fn pod_level_resize(spec: &View<'_>, before: &View<'_>, munged: &mut Value, was: &Value, errors: &mut ErrorList) {
+    let (new, old) = (spec.child("resources"), before.child("resources"));
+    let given = |r: &View<'_>| !r.child("requests").is_empty() || !r.child("limits").is_empty();
+    if !given(&new) && !given(&old) {
+        return;
+    }
+    if !new.exists() {
+        errors.push(Error::forbidden(new.path(), "pod-level resources cannot be removed"));
+        return;
+    }
+    nothing_removed("pod-level resource", &new, &old, errors);
+    restore_cpu_and_memory(munged, was);
+    let empty = |list: &str| munged["resources"].get(list).is_none_or(|l| l.as_object().is_none_or(|m| m.is_empty()));
+    if !old.exists() && empty("requests") && empty("limits") && empty("claims") {
+        put(munged, "resources", None);
+    }
+    if munged.get("resources") != was.get("resources") {
+        errors.push(Error::forbidden(spec.path(), "only cpu and memory resources are mutable at pod-level"));
+    }
+}
+
+/// Whether the containers are the same, in the same order; if not, it is said.
+fn same_containers(spec: &View<'_>, before: &View<'_>, errors: &mut ErrorList) -> bool {
+    let found = errors.len();
+    for list in ["containers", "initContainers"] {
+        let (new, old) = (spec.child(list), before.child(list));
+        if new.len() != old.len() {
+            errors.push(Error::forbidden(new.path(), format!("{list} may not be added or removed on resize")));
+            continue;
+        }
+        for (new, old) in new.items().zip(old.items()).map(|(n, o)| (n.child("name"), o.child("name"))) {
+            if new.str() != old.str() {
+                errors.push(Error::forbidden(new.path(), format!("{list} may not be renamed or reordered on resize")));
+            }
+        }
+    }
+    errors.len() == found
+}
+
+fn nothing_removed(what: &str, new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {
+    for list in ["requests", "limits"] {
         let (new, old) = (new.child(list), old.child(list));
         if old.len() > new.len() || old.entries().any(|(name, _)| !new.child_named(name).exists()) {
-            errors.push(Error::forbidden(new.path(), why));
+            errors.push(Error::forbidden(new.path(), format!("{what} {list} cannot be removed")));
         }
     }
 }

@@ -246,6 +246,10 @@ pub fn tolerations(tolerations: &View<'_>, errors: &mut ErrorList) {
                     errors.push(Error::invalid(operator.path(), value.str(), why));
                 }
             }
+            // TaintTolerationComparisonOperators
+            other @ ("Lt" | "Gt") => {
+                errors.push(Error::not_supported(operator.path(), other, &["Equal", "Exists", "Lt", "Gt"]));
+            }
             other => errors.push(Error::not_supported(operator.path(), other, &["Equal", "Exists"])),
         }
         if !effect.str().is_empty() {

@@ -70,11 +70,18 @@ pub(super) fn init_containers(list: &View<'_>, regular: &View<'_>, pod: &Pod<'_>
             running(&container, pod, errors);
             continue;
         }
+        let policies = container.child("resizePolicy");
         for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
             let field = container.child(field);
             if field.exists() {
                 let why = "may not be set for init containers without restartPolicy=Always";
                 errors.push(Error::forbidden(field.path(), why));
+            }
+        }
+        if !pod.options.allow_restarting_init_containers {
+            for restart in policies.items().map(|p| p.child("restartPolicy")).filter(|r| r.str() == "RestartContainer") {
+                let why = "must not be set to 'RestartContainer' for non-sidecar initContainers";
+                errors.push(Error::invalid(restart.path(), restart.str(), why));
             }
         }
     }
@@ -276,7 +283,7 @@ fn resize_policy(policies: &View<'_>, pod_restart_policy: &str, errors: &mut Err
         one_of(resource, &["cpu", "memory"]);
         one_of(restart, &["NotRequired", "RestartContainer"]);
         if pod_restart_policy == "Never" && restart != "NotRequired" {
-            errors.push(Error::invalid(at, restart, "must be 'NotRequired' when `restartPolicy` is 'Never'"));
+            errors.push(Error::invalid(at, restart, "must be 'NotRequired' when pod `restartPolicy` is 'Never'"));
         }
     }
 }

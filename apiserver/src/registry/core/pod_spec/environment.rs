@@ -87,7 +87,26 @@ fn file_reference(reference: &View<'_>, errors: &mut ErrorList) {
     if path.str().is_empty() {
         errors.push(Error::required(path.path(), ""));
     } else {
-        checks::local_path(&path, path.path(), errors);
+        checks::no_backsteps(&path, path.path(), errors);
+    }
+}
+
+/// Files that variables come from lie in volumes that the pod makes itself (upstream: `validateFileKeyRefVolumes`).
+pub(super) fn file_volumes(spec: &View<'_>, errors: &mut ErrorList) {
+    for variable in super::spec::all_containers(spec).flat_map(|c| c.child("env").items()) {
+        let reference = variable.child("valueFrom").child("fileKeyRef");
+        if !reference.exists() {
+            continue;
+        }
+        let name = reference.child("volumeName");
+        // Of volumes of one name, the last counts.
+        match spec.child("volumes").items().filter(|v| v.child("name").str() == name.str()).last() {
+            None => errors.push(Error::not_found(name.path(), name.str())),
+            Some(volume) if !volume.child("emptyDir").exists() => {
+                errors.push(Error::invalid(name.path(), name.str(), "referenced volume must be of type emptyDir"));
+            }
+            Some(_) => {}
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a pod of one operating system may not have of the other's (upstream: `validateOS`, `validateLinux`,
 //! `validateWindows`, `validateWindowsHostProcessPod`).
 
+use super::Options;
 use super::spec::all_containers;
 use coxswain_api::field::{Error, ErrorList, View};
 
@@ -119,14 +120,20 @@ pub(super) fn host_process(spec: &View<'_>, errors: &mut ErrorList) {
 }
 
 /// A pod with users of its own shares no other namespace of the host.
-pub(super) fn host_users(spec: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn host_users(spec: &View<'_>, options: &Options, errors: &mut ErrorList) {
     if spec.child("hostUsers").opt_bool() != Some(false) {
         return;
     }
-    const WHY: &str = "when `pod.Spec.HostUsers` is false";
+    const WHY: &str = "when `hostUsers` is false";
     for (field, reported) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
         if spec.child(field).bool() {
             errors.push(Error::forbidden(&spec.path().child(reported), WHY));
         }
+    }
+    if options.allow_devices_with_own_users {
+        return;
+    }
+    for devices in all_containers(spec).map(|c| c.child("volumeDevices")).filter(|d| !d.is_empty()) {
+        errors.push(Error::forbidden(devices.path(), WHY));
     }
 }

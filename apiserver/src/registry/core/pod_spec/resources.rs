@@ -178,20 +178,29 @@ fn validate_claims(claims: &View<'_>, declared: &BTreeSet<&str>, errors: &mut Er
 pub(super) fn validate_pod_level(spec: &View<'_>, claims: &BTreeSet<&str>, options: &Options, errors: &mut ErrorList) {
     let resources = spec.child("resources");
     let Some(tree) = spec.value().filter(|_| resources.exists()) else { return };
+    if spec.child("os").child("name").str() == "windows" {
+        errors.push(Error::forbidden(resources.path(), "may not be set for a windows pod"));
+        return;
+    }
     if resources.child("claims").exists() {
         let path = resources.child("claims");
-        errors.push(Error::forbidden(path.path(), "claims cannot be set for Resources at pod-level"));
+        errors.push(Error::forbidden(path.path(), "claims may not be set for Resources at pod-level"));
     }
     validate_with(&resources, true, claims, options, errors);
-    let requests = resources.child("requests");
+    let (requests, limits) = (resources.child("requests"), resources.child("limits"));
     for (name, needed) in aggregate_requests(tree) {
-        if !supported_for_pod(&name) {
-            continue;
-        }
-        let stated = Quantity::parse(requests.child_named(&name).str()).unwrap_or_else(|_| none());
+        let Ok(stated) = Quantity::parse(requests.child_named(&name).str()) else { continue };
         if needed > stated {
             let why = format!("must be greater than or equal to aggregate container requests of {needed}");
             errors.push(Error::invalid(&requests.path().key(&name), stated.to_string(), why));
+        }
+    }
+    // Huge pages cannot be overcommitted, so that their sum counts, not each container's share alone.
+    for (name, needed) in aggregate(tree, "limits").into_iter().filter(|(name, _)| quantities::is_huge_page(name)) {
+        let Ok(stated) = Quantity::parse(limits.child_named(&name).str()) else { continue };
+        if needed > stated {
+            let why = format!("must be greater than or equal to aggregate container limits of {needed}");
+            errors.push(Error::invalid(&limits.path().key(&name), stated.to_string(), why));
         }
     }
     for (i, container) in spec.child("containers").items().enumerate() {

@@ -1,7 +1,7 @@
 //! The spec as a whole (upstream: `ValidatePodSpec`).
 
 use super::containers::{self, Pod};
-use super::{Options, affinity, os, resources, security, volumes};
+use super::{Options, affinity, environment, os, resources, security, volumes};
 use crate::registry::checks;
 use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::{Value, json, names};
@@ -50,7 +50,8 @@ pub fn validate(spec: &View<'_>, pod_name: Option<&str>, options: &Options, erro
     scheduling_gates(&spec.child("schedulingGates"), errors);
     affinity::topology_spread(&spec.child("topologySpreadConstraints"), options, errors);
     os::host_process(spec, errors);
-    os::host_users(spec, errors);
+    os::host_users(spec, options, errors);
+    hostname_override(spec, errors);
     let optional = |name: &'static str| Some(spec.child(name)).filter(|v| !v.str().is_empty());
     for name in ["serviceAccountName", "nodeName"] {
         if let Some(value) = optional(name) {
@@ -68,7 +69,6 @@ pub fn validate(spec: &View<'_>, pod_name: Option<&str>, options: &Options, erro
             checks::dns_label(&value, errors);
         }
     }
-    hostname_override(spec, errors);
     affinity::tolerations(&spec.child("tolerations"), errors);
     host_aliases(&spec.child("hostAliases"), errors);
     if let Some(class) = optional("priorityClassName") {
@@ -84,6 +84,7 @@ pub fn validate(spec: &View<'_>, pod_name: Option<&str>, options: &Options, erro
     }
     resources::validate_overhead(&spec.child("overhead"), options, errors);
     os::validate(spec, errors);
+    environment::file_volumes(spec, errors);
 }
 
 /// What the leniencies of [`Options`] could let through in an object with metadata and a pod spec.
@@ -98,22 +99,17 @@ fn hostname_override(spec: &View<'_>, errors: &mut ErrorList) {
     if !name.exists() {
         return;
     }
-    if name.str().is_empty() {
-        errors.push(Error::invalid(name.path(), name.str(), "must be non-empty"));
-    } else {
-        checks::dns_subdomain(&name, errors);
-        if name.len() > 64 {
-            errors.push(Error::too_long(name.path(), 64));
+    for (field, set) in
+        [("setHostnameAsFQDN", spec.child("setHostnameAsFQDN").bool()), ("hostNetwork", spec.child("hostNetwork").bool())]
+    {
+        if set {
+            errors.push(Error::forbidden(name.path(), format!("may not be specified when {field} is true")));
         }
     }
-    if spec.child("hostNetwork").bool() {
-        let why = "cannot be specified when hostNetwork is true";
-        errors.push(Error::forbidden(name.path(), why));
+    if name.len() > 64 {
+        errors.push(Error::too_long(name.path(), 64));
     }
-    if spec.child("setHostnameAsFQDN").bool() {
-        let why = "cannot be specified when setHostnameAsFQDN is true";
-        errors.push(Error::forbidden(name.path(), why));
-    }
+    checks::dns_subdomain(&name, errors);
 }
 
 fn resource_claims(claims: &View<'_>, errors: &mut ErrorList) {
@@ -190,7 +186,7 @@ fn dns_config(spec: &View<'_>, errors: &mut ErrorList) {
         errors.push(Error::invalid(nameservers.path(), &nameservers, why));
     }
     for server in nameservers.items() {
-        errors.extend(names::ip::check_ip_legacy(server.path(), server.str(), false, &[]));
+        errors.extend(names::ip::check_ip_legacy(server.path(), server.str(), true, &[]));
     }
     if searches.len() > SEARCHES_MAX {
         let why = format!("must not have more than {SEARCHES_MAX} search paths");
@@ -231,7 +227,7 @@ fn scheduling_gates(gates: &View<'_>, errors: &mut ErrorList) {
 fn host_aliases(aliases: &View<'_>, errors: &mut ErrorList) {
     for alias in aliases.items() {
         let ip = alias.child("ip");
-        errors.extend(names::ip::check_ip_legacy(ip.path(), ip.str(), false, &[]));
+        errors.extend(names::ip::check_ip_legacy(ip.path(), ip.str(), true, &[]));
         for name in alias.child("hostnames").items() {
             checks::dns_subdomain(&name, errors);
         }

@@ -442,6 +442,7 @@ pub(super) fn storage_os_names(source: &View<'_>, errors: &mut ErrorList) {
 pub fn csi_driver_name(name: &View<'_>, errors: &mut ErrorList) {
     if name.str().is_empty() {
         errors.push(Error::required(name.path(), ""));
+        return;
     }
     if name.str().len() > 63 {
         errors.push(Error::too_long(name.path(), 63));

@@ -145,7 +145,7 @@ pub(super) fn init(service: &mut Value, old: Option<&Value>, network: &ServiceNe
         let policy = inherited.unwrap_or(if headless_without_selector { "RequireDualStack" } else { single });
         spec_mut(service).insert("ipFamilyPolicy".into(), policy.into());
     }
-    let mut errors = cluster_ip_errors(service);
+    let mut errors = cluster_ip_errors(service, old);
     if !errors.is_empty() {
         return Err(invalid(service, &errors));
     }

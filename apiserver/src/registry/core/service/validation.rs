@@ -46,7 +46,7 @@ pub(super) fn validate(service: &Value, old: Option<&Value>) -> ErrorList {
     }
     validate_labels(&spec.child("selector"), &mut errors);
     validate_affinity(&spec, &mut errors);
-    errors.extend(cluster_ip_errors(service));
+    errors.extend(cluster_ip_errors(service, old));
     let old_ips = old.map(|o| Spec(o).texts("externalIPs")).unwrap_or_default();
     for address in spec.child("externalIPs").items() {
         let wrong = ip::check_ip_legacy(address.path(), address.str(), true, &old_ips);
@@ -63,7 +63,8 @@ pub(super) fn validate(service: &Value, old: Option<&Value>) -> ErrorList {
         errors.push(Error::not_supported(kind.path(), kind.str(), &known));
     }
     validate_port_numbers(&s, &ports, &mut errors);
-    validate_source_ranges(&s, &spec, &annotations, &mut errors);
+    let old_ranges = old.map(|o| Spec(o).texts("loadBalancerSourceRanges")).unwrap_or_default();
+    validate_source_ranges(&s, &spec, &annotations, &old_ranges, &mut errors);
     let allocate = spec.child("allocateLoadBalancerNodePorts");
     match (allocate.exists(), s.kind() == "LoadBalancer") {
         (true, false) => {
@@ -220,7 +221,7 @@ fn validate_affinity(spec: &View<'_>, errors: &mut ErrorList) {
 }
 
 /// `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy` fit together.
-pub(super) fn cluster_ip_errors(service: &Value) -> ErrorList {
+pub(super) fn cluster_ip_errors(service: &Value, old: Option<&Value>) -> ErrorList {
     let mut errors = ErrorList::new();
     let s = Spec(service);
     if s.kind() == "ExternalName" {
@@ -252,6 +253,7 @@ pub(super) fn cluster_ip_errors(service: &Value) -> ErrorList {
         let known = ["PreferDualStack", "RequireDualStack", "SingleStack"];
         errors.push(Error::not_supported(&spec_path("ipFamilyPolicy"), policy, &known));
     }
+    let old_ips = old.map(|o| Spec(o).texts("clusterIPs")).unwrap_or_default();
     let mut malformed = false;
     for (i, text) in ips.iter().enumerate() {
         if i == 0 && *text == "None" {
@@ -261,7 +263,7 @@ pub(super) fn cluster_ip_errors(service: &Value) -> ErrorList {
             }
             continue;
         }
-        let found = ip::check_ip_legacy(&path.index(i), text, true, &[]);
+        let found = ip::check_ip_legacy(&path.index(i), text, true, &old_ips);
         malformed |= !found.is_empty();
         errors.extend(found);
     }
@@ -324,7 +326,13 @@ fn validate_port_numbers(s: &Spec<'_>, ports: &View<'_>, errors: &mut ErrorList)
     }
 }
 
-fn validate_source_ranges(s: &Spec<'_>, spec: &View<'_>, annotations: &View<'_>, errors: &mut ErrorList) {
+fn validate_source_ranges(
+    s: &Spec<'_>,
+    spec: &View<'_>,
+    annotations: &View<'_>,
+    old_ranges: &[&str],
+    errors: &mut ErrorList,
+) {
     let only = "may only be used when `type` is 'LoadBalancer'";
     let balanced = s.kind() == "LoadBalancer";
     let ranges = spec.child("loadBalancerSourceRanges");
@@ -334,8 +342,9 @@ fn validate_source_ranges(s: &Spec<'_>, spec: &View<'_>, annotations: &View<'_>,
         if !balanced {
             errors.push(Error::forbidden(&path, only));
         }
+        let old_ranges: Vec<&str> = old_ranges.iter().map(|r| r.trim()).collect();
         for (i, range) in ranges.items().enumerate() {
-            errors.extend(ip::check_cidr_legacy(&path.index(i), range.str().trim(), true, &[]));
+            errors.extend(ip::check_cidr_legacy(&path.index(i), range.str().trim(), true, &old_ranges));
         }
     } else if annotation.exists() {
         let path = annotations.path().key(RANGES_ANNOTATION);
@@ -410,22 +419,25 @@ fn validate_traffic(s: &Spec<'_>, spec: &View<'_>, errors: &mut ErrorList) {
 }
 
 /// The status: addresses that a load balancer reports (upstream: `ValidateLoadBalancerStatus`).
-pub(super) fn validate_load_balancer(service: &Value) -> ErrorList {
+pub(super) fn validate_load_balancer(service: &Value, old: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
-    let ingress = View::root(service).child("status").child("loadBalancer").child("ingress");
+    let entries = |of| View::root(of).child("status").child("loadBalancer").child("ingress");
+    let (ingress, before) = (entries(service), entries(old));
+    let known: Vec<View<'_>> = before.items().map(|i| i.child("ip")).collect();
+    let known: Vec<&str> = known.iter().map(View::str).collect();
     let kind = Spec(service).kind();
     if kind != "LoadBalancer" && !ingress.is_empty() {
-        errors.push(Error::forbidden(ingress.path(), "may only be used when `spec.type` is LoadBalancer"));
+        errors.push(Error::forbidden(ingress.path(), "may only be used when `spec.type` is 'LoadBalancer'"));
         return errors;
     }
     for address in ingress.items() {
         let ip = address.child("ip");
         if !ip.is_empty() {
-            errors.extend(ip::check_ip_legacy(ip.path(), ip.str(), true, &[]));
+            errors.extend(ip::check_ip_legacy(ip.path(), ip.str(), true, &known));
         }
         let mode = address.child("ipMode");
         if !mode.exists() {
-            if !ip.is_empty() && errors.is_empty() {
+            if !ip.is_empty() {
                 errors.push(Error::required(mode.path(), "must be specified when `ip` is set"));
             }
         } else if ip.is_empty() {
