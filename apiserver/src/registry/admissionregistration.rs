@@ -66,34 +66,40 @@ fn check_resources(resources: &View<'_>, errors: &mut ErrorList) {
         errors.push(Error::required(resources.path(), ""));
     }
     let all: Vec<&str> = resources.items().map(|r| r.str()).collect();
-    // `*/x` covers that subresource of every resource, `x/*` every subresource of one.
-    let whole_resources: Vec<&str> = all.iter().filter_map(|r| r.strip_suffix("/*")).collect();
-    let whole_subresources: Vec<&str> = all.iter().filter_map(|r| r.strip_prefix("*/")).collect();
+    // `x/*` covers every subresource of one, `*/x` covers that subresource of every resource. As upstream has it, what
+    // comes before them is not looked at, and of the names without subresource the last one counts.
+    let (mut whole_resources, mut whole_subresources) = (Vec::new(), Vec::new());
+    let mut has_plain = false;
     for resource in resources.items() {
-        let Some((name, sub)) = resource.str().split_once('/') else {
-            if resource.is_empty() {
-                errors.push(Error::required(resource.path(), ""));
-            }
+        let text = resource.str();
+        if text.is_empty() {
+            errors.push(Error::required(resource.path(), ""));
+            continue;
+        }
+        let Some((name, sub)) = text.split_once('/') else {
+            has_plain = text != "*";
             continue;
         };
-        if sub.is_empty() {
-            errors.push(Error::invalid(resource.path(), resource.str(), "must not specify an empty subresource"));
+        if whole_resources.contains(&name) {
+            let why = format!("if '{name}/*' is present, must not specify {text}");
+            errors.push(Error::invalid(resource.path(), text, why));
         }
-        if whole_resources.contains(&name) && sub != "*" {
-            let why = format!("if '{name}/*' is present, must not specify {}", resource.str());
-            errors.push(Error::invalid(resource.path(), resource.str(), why));
+        if whole_subresources.contains(&sub) {
+            let why = format!("if '*/{sub}' is present, must not specify {text}");
+            errors.push(Error::invalid(resource.path(), text, why));
         }
-        if whole_subresources.contains(&sub) && name != "*" {
-            let why = format!("if '*/{sub}' is present, must not specify {}", resource.str());
-            errors.push(Error::invalid(resource.path(), resource.str(), why));
+        if sub == "*" {
+            whole_resources.push(name);
+        }
+        if name == "*" {
+            whole_subresources.push(sub);
         }
     }
-    let has_subresource = all.iter().any(|r| r.contains('/'));
     if all.len() > 1 && all.contains(&"*/*") {
         let why = "if '*/*' is present, must not specify other resources";
         errors.push(Error::invalid(resources.path(), resources, why));
     }
-    if all.len() > 1 && all.contains(&"*") && !has_subresource {
+    if all.contains(&"*") && has_plain {
         let why = "if '*' is present, must not specify other resources without subresources";
         errors.push(Error::invalid(resources.path(), resources, why));
     }

@@ -96,6 +96,11 @@ fn default_requests(spec: &mut Value) {
 fn default_request(request: &mut Value) {
     let Some(fields) = request.as_object_mut() else { return };
     let is_empty = |v: Option<&Value>| v.and_then(Value::as_str).unwrap_or_default().is_empty();
+    for toleration in fields.get_mut("tolerations").and_then(Value::as_array_mut).into_iter().flatten() {
+        if is_empty(toleration.get("operator")) {
+            toleration["operator"] = "Equal".into();
+        }
+    }
     if is_empty(fields.get("allocationMode")) {
         fields.insert("allocationMode".into(), "ExactCount".into());
     }

@@ -80,10 +80,8 @@ pub static VOLUME_NODE_AFFINITY: Shape = Shape::Struct(&[Member(
     NONE,
     Shape::Struct(&[Member("NodeSelectorTerms", "nodeSelectorTerms", NONE, Shape::List(&NODE_SELECTOR_TERM))]),
 )]);
-pub static NODE_ADDRESS: Shape = Shape::Struct(&[
-    Member("Type", "type", TEXT, Shape::Plain),
-    Member("Address", "address", TEXT, Shape::Plain),
-]);
+pub static NODE_ADDRESS: Shape =
+    Shape::Struct(&[Member("Type", "type", TEXT, Shape::Plain), Member("Address", "address", TEXT, Shape::Plain)]);
 /// Without how much the driver can take, which upstream leaves out of what it compares.
 pub static CSI_NODE_DRIVER: Shape = Shape::Struct(&[
     Member("Name", "name", TEXT, Shape::Plain),

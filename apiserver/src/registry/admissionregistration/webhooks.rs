@@ -36,8 +36,9 @@ impl Resource for WebhookConfigurations {
         let mut seen = Vec::new();
         for hook in View::root(object).child("webhooks").items() {
             self.check_hook(&hook, &mut errors);
+            check_versions(&hook.child("admissionReviewVersions"), &mut errors);
             let name = hook.child("name");
-            if seen.contains(&name.str()) {
+            if !name.is_empty() && seen.contains(&name.str()) {
                 errors.push(Error::duplicate(name.path(), name.str()));
             }
             seen.push(name.str());
@@ -65,17 +66,17 @@ impl Resource for WebhookConfigurations {
 
 impl WebhookConfigurations {
     fn check_hook(&self, hook: &View<'_>, errors: &mut ErrorList) {
-        check_versions(&hook.child("admissionReviewVersions"), errors);
         let name = hook.child("name");
         if name.is_empty() {
             errors.push(Error::required(name.path(), ""));
         } else {
             let wrong = names::dns1123_subdomain(name.str(), false);
-            if wrong.is_empty() && name.str().split('.').count() < 3 {
+            if !wrong.is_empty() {
+                errors.push(Error::invalid(name.path(), name.str(), wrong.join(",")));
+            } else if name.str().split('.').count() < 3 {
                 let why = "should be a domain with at least three segments separated by dots";
                 errors.push(Error::invalid(name.path(), name.str(), why));
             }
-            checks::all(&name, wrong, errors);
         }
         for rule in hook.child("rules").items() {
             check_rule(&rule, errors);
@@ -91,12 +92,6 @@ impl WebhookConfigurations {
             None => errors.push(Error::required(side_effects.path(), "must specify one of None, NoneOnDryRun")),
             Some(_) => checks::supported_value(&side_effects, &["None", "NoneOnDryRun"], errors),
         }
-        if self.mutating {
-            let again = hook.child("reinvocationPolicy");
-            if again.exists() {
-                checks::supported_value(&again, &["IfNeeded", "Never"], errors);
-            }
-        }
         let timeout = hook.child("timeoutSeconds");
         if timeout.opt_i64().is_some_and(|seconds| !(1..=30).contains(&seconds)) {
             let why = "the timeout value must be between 1 and 30 seconds";
@@ -106,6 +101,12 @@ impl WebhookConfigurations {
             let selector = hook.child_named(key);
             if selector.exists() {
                 checks::label_selector(&selector, SelectorLeniency::default(), errors);
+            }
+        }
+        if self.mutating {
+            let again = hook.child("reinvocationPolicy");
+            if again.exists() {
+                checks::supported_value(&again, &["IfNeeded", "Never"], errors);
             }
         }
         check_client(&hook.child("clientConfig"), errors);
@@ -127,7 +128,7 @@ fn check_versions(versions: &View<'_>, errors: &mut ErrorList) {
         seen.push(version.str());
         checks::all(&version, names::dns1035_label(version.str(), false), errors);
     }
-    if errors.is_empty() && !seen.iter().any(|v| matches!(*v, "v1" | "v1beta1")) {
+    if !seen.iter().any(|v| matches!(*v, "v1" | "v1beta1")) {
         errors.push(Error::invalid(versions.path(), versions, "must include at least one of v1, v1beta1"));
     }
 }

@@ -148,7 +148,8 @@ fn node_affinity(affinity: &View<'_>, old: Option<&Value>, errors: &mut ErrorLis
     // A value that was wrong before may stay.
     let lenient = old.is_some_and(|old| {
         let terms = required_terms(&View::root(old).child("spec"));
-        let mut values = terms.items().flat_map(|t| t.child("matchExpressions").items()).flat_map(|e| e.child("values").items());
+        let mut values =
+            terms.items().flat_map(|t| t.child("matchExpressions").items()).flat_map(|e| e.child("values").items());
         values.any(|v| !coxswain_api::names::label_value(v.str()).is_empty())
     });
     pod_spec::node_selector(&required, lenient, errors);
@@ -201,7 +202,9 @@ fn validate_change(spec: &View<'_>, before: &View<'_>, errors: &mut ErrorList) {
     let at = |field: &'static str| View::new(spec.child(field).value(), Path::new(field));
     checks::immutable(&at("volumeMode"), &before.child("volumeMode"), errors);
     let affinity = at("nodeAffinity");
-    if before.child("nodeAffinity").exists() && with_stable_labels(&affinity, before) != before.child("nodeAffinity").value().cloned() {
+    if before.child("nodeAffinity").exists()
+        && with_stable_labels(&affinity, before) != before.child("nodeAffinity").value().cloned()
+    {
         let why = "field is immutable, except for updating from beta label to GA";
         errors.push(Error::invalid(affinity.path(), dump(&affinity, &VOLUME_NODE_AFFINITY), why));
     }

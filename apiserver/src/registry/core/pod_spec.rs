@@ -19,7 +19,7 @@ mod volumes;
 mod warnings;
 
 pub use affinity::{node_selector, node_selector_term, tolerations};
-pub use claims::{ClaimLeniency, access_modes, class_name, persistent_volume_claim_spec};
+pub use claims::{ClaimLeniency, access_modes, class_name, only_labels_and_annotations, persistent_volume_claim_spec};
 pub use containers::image_whitespace;
 pub use drop::drop_disabled_fields;
 pub use resources::aggregate_requests;
@@ -29,7 +29,9 @@ pub use security::{
 };
 pub use spec::validate;
 pub use volumes::csi_driver_name;
-pub use warnings::{claim_spec as claim_warnings, for_pod, for_template, node_selector_term as node_selector_term_warnings};
+pub use warnings::{
+    claim_spec as claim_warnings, for_pod, for_template, node_selector_term as node_selector_term_warnings,
+};
 
 use coxswain_api::field::{ErrorList, View};
 

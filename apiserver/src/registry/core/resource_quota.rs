@@ -96,7 +96,11 @@ fn validate_selector(selector: &View<'_>, hard: &View<'_>, scopes: &View<'_>, er
         }
         for (resource, _) in hard.entries() {
             if is_standard_quota_resource(resource) && !fits(scope, resource) {
-                errors.push(Error::invalid(path, dump(selector, &SCOPE_SELECTOR), "unsupported scope applied to resource"));
+                errors.push(Error::invalid(
+                    path,
+                    dump(selector, &SCOPE_SELECTOR),
+                    "unsupported scope applied to resource",
+                ));
             }
         }
         let only_exists = matches!(

@@ -2,6 +2,7 @@
 
 use crate::admission::cel::{Names, Wanted, check};
 use crate::registry::checks::{self, NOT_POSITIVE};
+use crate::registry::core::pod_spec::{csi_driver_name, node_selector, only_labels_and_annotations};
 use crate::registry::core::quantities::is_extended;
 use coxswain_api::field::{BadValue, Error, ErrorList, View, go_value};
 use coxswain_api::{Map, Value, names};
@@ -18,20 +19,27 @@ const TAINTED_DEVICES_MAX: usize = 64;
 const TAINTS_MAX: usize = 16;
 const ATTRIBUTES_AND_CAPACITIES_MAX: usize = 32;
 const ATTRIBUTE_BYTES_MAX: i64 = 64;
-const DRIVER_BYTES_MAX: i64 = 63;
 const POOL_BYTES_MAX: i64 = 253;
 const DOMAIN_BYTES_MAX: i64 = 63;
 const IDENTIFIER_BYTES_MAX: i64 = 32;
 const EXPRESSION_BYTES_MAX: i64 = 10 * 1024;
+const PARAMETERS_BYTES_MAX: usize = 10 * 1024;
+const DEVICE_DATA_BYTES_MAX: usize = 10 * 1024;
+const DEVICE_CONDITIONS_MAX: usize = 8;
+const INTERFACE_NAME_BYTES_MAX: usize = 256;
+const HARDWARE_ADDRESS_BYTES_MAX: usize = 128;
+const INTERFACE_ADDRESSES_MAX: usize = 16;
+const RESULTS_MAX: usize = 32;
+const TAINT_EFFECTS: [&str; 3] = ["NoExecute", "NoSchedule", "None"];
 
 pub(super) fn device_class(object: &Value) -> ErrorList {
     let (spec, mut errors) = (View::root(object).child("spec"), ErrorList::new());
     selectors(&spec.child("selectors"), &mut errors);
     let config = spec.child("config");
-    at_most(&config, CONFIG_MAX, &mut errors);
     for entry in config.items() {
         configuration(&entry, &mut errors);
     }
+    at_most(&config, CONFIG_MAX, &mut errors);
     let name = spec.child("extendedResourceName");
     if name.opt_str().is_some_and(|n| !is_extended(n)) {
         errors.push(Error::invalid(name.path(), name.str(), "must be a valid extended resource name"));
@@ -41,39 +49,52 @@ pub(super) fn device_class(object: &Value) -> ErrorList {
 
 pub(super) fn claim_spec(spec: &View<'_>, errors: &mut ErrorList) {
     let devices = spec.child("devices");
-    let (requests, mut seen, mut known) = (devices.child("requests"), HashSet::new(), HashSet::new());
-    at_most(&requests, REQUESTS_MAX, errors);
-    for request in requests.items() {
-        let name = request.child("name").str();
-        if !seen.insert(name) {
-            errors.push(Error::duplicate(request.child("name").path(), name));
-            continue;
+    let known = known_requests(spec);
+    set(&devices.child("requests"), REQUESTS_MAX, "name", device_request, errors);
+    let constraints = devices.child("constraints");
+    for constraint in constraints.items() {
+        named_requests(&constraint.child("requests"), &known, errors);
+        let (matching, distinct) = (constraint.child("matchAttribute"), constraint.child("distinctAttribute"));
+        if matching.exists() {
+            full_name(&matching, errors);
+        } else if distinct.exists() {
+            full_name(&distinct, errors);
+        } else {
+            let why =
+                "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required, but multiple fields are set";
+            errors.push(Error::required(constraint.path(), why));
         }
-        device_request(&request, errors);
+    }
+    at_most(&constraints, CONSTRAINTS_MAX, errors);
+    let config = devices.child("config");
+    for entry in config.items() {
+        named_requests(&entry.child("requests"), &known, errors);
+        configuration(&entry, errors);
+    }
+    at_most(&config, CONFIG_MAX, errors);
+}
+
+/// The names of a claim's requests, and of the alternatives of each.
+fn known_requests(spec: &View<'_>) -> HashSet<String> {
+    let mut known = HashSet::new();
+    for request in spec.child("devices").child("requests").items() {
+        let name = request.child("name").str();
         known.insert(name.to_owned());
         known.extend(request.child("firstAvailable").items().map(|sub| format!("{name}/{}", sub.child("name").str())));
     }
-    at_most(&devices.child("constraints"), CONSTRAINTS_MAX, errors);
-    for constraint in devices.child("constraints").items() {
-        named_requests(&constraint.child("requests"), &known, errors);
-        let (matching, distinct) = (constraint.child("matchAttribute"), constraint.child("distinctAttribute"));
-        match (matching.exists(), distinct.exists()) {
-            (false, false) => errors.push(Error::required(
-                constraint.path(),
-                "exactly one of `matchAttribute` or `distinctAttribute` is required",
-            )),
-            (true, true) => errors.push(Error::invalid(
-                constraint.path(),
-                &constraint,
-                "exactly one of `matchAttribute` or `distinctAttribute` is required",
-            )),
-            (one, _) => full_name(if one { &matching } else { &distinct }, errors),
+    known
+}
+
+/// Every entry by itself, then their number, then that the field `key` tells them apart.
+fn set(list: &View<'_>, max: usize, key: &'static str, check: fn(&View<'_>, &mut ErrorList), errors: &mut ErrorList) {
+    list.items().for_each(|entry| check(&entry, errors));
+    at_most(list, max, errors);
+    let mut seen = HashSet::new();
+    for entry in list.items() {
+        let name = entry.child(key).str();
+        if !seen.insert(name) {
+            errors.push(Error::duplicate(entry.path(), name));
         }
-    }
-    at_most(&devices.child("config"), CONFIG_MAX, errors);
-    for entry in devices.child("config").items() {
-        named_requests(&entry.child("requests"), &known, errors);
-        configuration(&entry, errors);
     }
 }
 
@@ -86,22 +107,38 @@ fn full_name(name: &View<'_>, errors: &mut ErrorList) {
 }
 
 fn named_requests(named: &View<'_>, known: &HashSet<String>, errors: &mut ErrorList) {
+    named.items().for_each(|name| named_request(&name, known, errors));
     at_most(named, REQUESTS_MAX, errors);
     let mut seen = HashSet::new();
     for name in named.items() {
         if !seen.insert(name.str()) {
             errors.push(Error::duplicate(name.path(), name.str()));
-        } else if !known.contains(name.str()) {
-            let why =
-                "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
-            errors.push(Error::invalid(name.path(), name.str(), why));
         }
     }
 }
 
+fn named_request(name: &View<'_>, known: &HashSet<String>, errors: &mut ErrorList) {
+    let segments: Vec<&str> = name.str().split('/').collect();
+    if segments.len() <= 2 {
+        for segment in segments {
+            let wrong = names::dns1123_label(segment, false);
+            errors.extend(wrong.into_iter().map(|why| Error::invalid(name.path(), segment, why)));
+        }
+    }
+    if !known.contains(name.str()) {
+        let why =
+            "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
+        errors.push(Error::invalid(name.path(), name.str(), why));
+    }
+}
+
 fn device_request(request: &View<'_>, errors: &mut ErrorList) {
-    request_name(&request.child("name"), errors);
+    checks::dns_label(&request.child("name"), errors);
     let (exactly, alternatives) = (request.child("exactly"), request.child("firstAvailable"));
+    set(&alternatives, ALTERNATIVES_MAX, "name", alternative, errors);
+    if exactly.exists() {
+        asked(&exactly, errors);
+    }
     match (exactly.exists(), !alternatives.is_empty()) {
         (false, false) => {
             errors.push(Error::required(request.path(), "exactly one of `exactly` or `firstAvailable` is required"));
@@ -110,29 +147,13 @@ fn device_request(request: &View<'_>, errors: &mut ErrorList) {
             let why = "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set";
             errors.push(Error::invalid(request.path(), &Value::Null, why));
         }
-        (true, false) => asked(&exactly, errors),
-        (false, true) => {
-            at_most(&alternatives, ALTERNATIVES_MAX, errors);
-            let mut seen = HashSet::new();
-            for alternative in alternatives.items() {
-                let name = alternative.child("name");
-                if !seen.insert(name.str()) {
-                    errors.push(Error::duplicate(name.path(), name.str()));
-                    continue;
-                }
-                request_name(&name, errors);
-                asked(&alternative, errors);
-            }
-        }
+        _ => {}
     }
 }
 
-fn request_name(name: &View<'_>, errors: &mut ErrorList) {
-    if name.is_empty() {
-        errors.push(Error::required(name.path(), ""));
-    } else {
-        checks::dns_label(name, errors);
-    }
+fn alternative(request: &View<'_>, errors: &mut ErrorList) {
+    checks::dns_label(&request.child("name"), errors);
+    asked(request, errors);
 }
 
 /// The class, the selectors and the number of a request.
@@ -157,10 +178,29 @@ fn asked(request: &View<'_>, errors: &mut ErrorList) {
         "All" | "ExactCount" => {}
         other => errors.push(Error::not_supported(mode.path(), other, &["All", "ExactCount"])),
     }
+    request.child("tolerations").items().for_each(|t| toleration(&t, errors));
+}
+
+fn toleration(toleration: &View<'_>, errors: &mut ErrorList) {
+    let (key, operator) = (toleration.child("key"), toleration.child("operator"));
+    let (value, effect) = (toleration.child("value"), toleration.child("effect"));
+    if !key.is_empty() {
+        checks::qualified_name(&key, errors);
+    }
+    match operator.str() {
+        "Exists" if !value.is_empty() => {
+            errors.push(Error::invalid(value.path(), value.str(), "must be empty for operator `Exists`"));
+        }
+        "Exists" => {}
+        "Equal" => checks::all(&value, names::label_value(value.str()), errors),
+        _ => checks::one_of(&operator, &["Equal", "Exists"], errors),
+    }
+    if !effect.is_empty() {
+        checks::supported_value(&effect, &TAINT_EFFECTS, errors);
+    }
 }
 
 fn selectors(selectors: &View<'_>, errors: &mut ErrorList) {
-    at_most(selectors, SELECTORS_MAX, errors);
     for selector in selectors.items() {
         let cel = selector.child("cel");
         if !cel.exists() {
@@ -175,6 +215,7 @@ fn selectors(selectors: &View<'_>, errors: &mut ErrorList) {
         let wrong = if expression.is_empty() { Some(NO_EXPRESSION.to_owned()) } else { compile(expression.str()) };
         errors.extend(wrong.map(|why| Error::invalid(expression.path(), expression.str(), why)));
     }
+    at_most(selectors, SELECTORS_MAX, errors);
 }
 
 const NO_EXPRESSION: &str = "compilation failed: ERROR: <input>:1:0: Syntax error: mismatched input '<EOF>' expecting \
@@ -192,32 +233,22 @@ fn configuration(entry: &View<'_>, errors: &mut ErrorList) {
         errors.push(Error::required(opaque.path(), ""));
         return;
     }
-    driver_name(&opaque.child("driver"), errors);
-    let parameters = opaque.child("parameters");
-    match parameters.value() {
-        None => errors.push(Error::required(parameters.path(), "")),
-        Some(Value::Object(_)) => {}
-        Some(_) => {
-            errors.push(Error::invalid(parameters.path(), &parameters, "parameters must be a valid JSON object"));
-        }
-    }
+    csi_driver_name(&opaque.child("driver"), errors);
+    raw_object(&opaque.child("parameters"), PARAMETERS_BYTES_MAX, errors);
 }
 
-fn driver_name(name: &View<'_>, errors: &mut ErrorList) {
-    if name.is_empty() {
-        errors.push(Error::required(name.path(), ""));
-        return;
+/// An object of any shape, up to a size.
+fn raw_object(object: &View<'_>, max: usize, errors: &mut ErrorList) {
+    match object.value() {
+        None => errors.push(Error::required(object.path(), "")),
+        Some(value) if value.to_string().len() > max => errors.push(Error::too_long(object.path(), max as i64)),
+        Some(Value::Object(_)) => {}
+        Some(_) => errors.push(Error::invalid(object.path(), "<value omitted>", "must be a valid JSON object")),
     }
-    if name.str().len() as i64 > DRIVER_BYTES_MAX {
-        errors.push(Error::too_long(name.path(), DRIVER_BYTES_MAX));
-    }
-    checks::dns_subdomain(name, errors);
 }
 
 pub(super) fn template_spec(spec: &View<'_>, errors: &mut ErrorList) {
-    let metadata = spec.child("metadata");
-    checks::labels(&metadata.child("labels"), errors);
-    crate::registry::metadata::validate_annotations(&metadata.child("annotations"), errors);
+    only_labels_and_annotations(&spec.child("metadata"), errors);
     claim_spec(&spec.child("spec"), errors);
 }
 
@@ -288,23 +319,15 @@ fn capitalized(value: Option<&Value>) -> Value {
 pub(super) fn claim_status(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {
     let (status, before) = (new.child("status"), old.child("status"));
     let (consumers, allocation) = (status.child("reservedFor"), status.child("allocation"));
-    at_most(&consumers, CONSUMERS_MAX, errors);
-    let mut seen = HashSet::new();
-    for consumer in consumers.items() {
-        for name in ["resource", "name", "uid"] {
-            checks::required(&consumer.child(name), errors);
-        }
-        let uid = consumer.child("uid");
-        if !uid.is_empty() && !seen.insert(uid.str()) {
-            errors.push(Error::duplicate(uid.path(), uid.str()));
-        }
-    }
+    set(&consumers, CONSUMERS_MAX, "uid", consumer, errors);
+    status.child("devices").items().for_each(|device| device_status(&device, errors));
     if !allocation.exists() && !consumers.is_empty() {
         errors.push(Error::forbidden(consumers.path(), "may not be specified when `allocated` is not set"));
     }
     let former: HashSet<&str> = before.child("reservedFor").items().map(|c| c.child("uid").str()).collect();
     let deleting = !new.child("metadata").child("deletionTimestamp").is_empty();
-    if deleting && seen.iter().any(|uid| !former.contains(uid)) {
+    let now: Vec<&str> = consumers.items().map(|c| c.child("uid").str()).collect();
+    if deleting && allocation.exists() && now.iter().any(|uid| !former.contains(uid)) {
         errors.push(Error::forbidden(
             consumers.path(),
             "new entries may not be added while `deallocationRequested` or `deletionTimestamp` are set",
@@ -312,12 +335,72 @@ pub(super) fn claim_status(new: &View<'_>, old: &View<'_>, errors: &mut ErrorLis
     }
     if allocation.exists() && before.child("allocation").exists() {
         checks::immutable(&allocation, &before.child("allocation"), errors);
+    } else if allocation.exists() {
+        new_allocation(&allocation, &known_requests(&new.child("spec")), errors);
+    }
+}
+
+fn consumer(consumer: &View<'_>, errors: &mut ErrorList) {
+    for name in ["resource", "name", "uid"] {
+        checks::required(&consumer.child(name), errors);
+    }
+}
+
+fn new_allocation(allocation: &View<'_>, known: &HashSet<String>, errors: &mut ErrorList) {
+    let devices = allocation.child("devices");
+    let (results, config) = (devices.child("results"), devices.child("config"));
+    for result in results.items() {
+        named_request(&result.child("request"), known, errors);
+        csi_driver_name(&result.child("driver"), errors);
+        pool_name(&result.child("pool"), errors);
+        checks::dns_label(&result.child("device"), errors);
+    }
+    at_most(&results, RESULTS_MAX, errors);
+    for entry in config.items() {
+        checks::one_of(&entry.child("source"), &["FromClaim", "FromClass"], errors);
+        named_requests(&entry.child("requests"), known, errors);
+        configuration(&entry, errors);
+    }
+    at_most(&config, 2 * CONFIG_MAX, errors);
+    let selector = allocation.child("nodeSelector");
+    if selector.exists() {
+        node_selector(&selector, false, errors);
+    }
+}
+
+/// What a driver says of an allocated device.
+fn device_status(device: &View<'_>, errors: &mut ErrorList) {
+    csi_driver_name(&device.child("driver"), errors);
+    pool_name(&device.child("pool"), errors);
+    checks::dns_label(&device.child("device"), errors);
+    at_most(&device.child("conditions"), DEVICE_CONDITIONS_MAX, errors);
+    let data = device.child("data");
+    if data.exists() {
+        raw_object(&data, DEVICE_DATA_BYTES_MAX, errors);
+    }
+    let network = device.child("networkData");
+    for (field, max) in [("interfaceName", INTERFACE_NAME_BYTES_MAX), ("hardwareAddress", HARDWARE_ADDRESS_BYTES_MAX)] {
+        let text = network.child(field);
+        if text.len() > max {
+            errors.push(Error::too_long(text.path(), max as i64));
+        }
+    }
+    let addresses = network.child("ips");
+    for address in addresses.items() {
+        errors.extend(names::ip::check_interface_address(address.path(), address.str()));
+    }
+    at_most(&addresses, INTERFACE_ADDRESSES_MAX, errors);
+    let mut seen = HashSet::new();
+    for address in addresses.items() {
+        if !seen.insert(address.str()) {
+            errors.push(Error::duplicate(address.path(), address.str()));
+        }
     }
 }
 
 pub(super) fn slice(object: &Value) -> ErrorList {
     let (spec, mut errors) = (View::root(object).child("spec"), ErrorList::new());
-    driver_name(&spec.child("driver"), &mut errors);
+    csi_driver_name(&spec.child("driver"), &mut errors);
     pool(&spec.child("pool"), &mut errors);
     place(&spec, &mut errors);
     let devices = spec.child("devices");
@@ -338,23 +421,27 @@ pub(super) fn slice(object: &Value) -> ErrorList {
 }
 
 fn pool(pool: &View<'_>, errors: &mut ErrorList) {
-    let (name, count, generation) = (pool.child("name"), pool.child("resourceSliceCount"), pool.child("generation"));
-    if name.is_empty() {
-        errors.push(Error::required(name.path(), ""));
-    } else {
-        if name.str().len() as i64 > POOL_BYTES_MAX {
-            errors.push(Error::too_long(name.path(), POOL_BYTES_MAX));
-        }
-        for part in name.str().split('/') {
-            let wrong = names::dns1123_subdomain(part, false);
-            errors.extend(wrong.into_iter().map(|why| Error::invalid(name.path(), part, why)));
-        }
-    }
+    let (count, generation) = (pool.child("resourceSliceCount"), pool.child("generation"));
+    pool_name(&pool.child("name"), errors);
     if count.i64() <= 0 {
         errors.push(Error::invalid(count.path(), count.i64(), NOT_POSITIVE));
     }
     if generation.i64() < 0 {
         errors.push(Error::invalid(generation.path(), generation.i64(), "must be greater than or equal to zero"));
+    }
+}
+
+fn pool_name(name: &View<'_>, errors: &mut ErrorList) {
+    if name.is_empty() {
+        errors.push(Error::required(name.path(), ""));
+        return;
+    }
+    if name.str().len() as i64 > POOL_BYTES_MAX {
+        errors.push(Error::too_long(name.path(), POOL_BYTES_MAX));
+    }
+    for part in name.str().split('/') {
+        let wrong = names::dns1123_subdomain(part, false);
+        errors.extend(wrong.into_iter().map(|why| Error::invalid(name.path(), part, why)));
     }
 }
 
@@ -389,7 +476,7 @@ fn place(spec: &View<'_>, errors: &mut ErrorList) {
 }
 
 fn validate_device(device: &View<'_>, errors: &mut ErrorList) {
-    request_name(&device.child("name"), errors);
+    checks::dns_label(&device.child("name"), errors);
     let (attributes, capacity) = (device.child("attributes"), device.child("capacity"));
     let count = attributes.len() + capacity.len();
     if count > ATTRIBUTES_AND_CAPACITIES_MAX {
@@ -411,7 +498,7 @@ fn validate_device(device: &View<'_>, errors: &mut ErrorList) {
         if !value.is_empty() {
             checks::all(&value, names::label_value(value.str()), errors);
         }
-        checks::one_of(&effect, &["NoExecute", "NoSchedule", "None"], errors);
+        checks::one_of(&effect, &TAINT_EFFECTS, errors);
     }
 }
 

@@ -185,9 +185,8 @@ fn state_transitions(
     errors: &mut ErrorList,
 ) {
     let mut all = spec.child("initContainers").items().chain(spec.child("containers").items());
-    let restarts_all = all.any(|c| {
-        c.child("restartPolicyRules").items().any(|r| r.child("action").str() == "RestartAllContainers")
-    });
+    let restarts_all =
+        all.any(|c| c.child("restartPolicyRules").items().any(|r| r.child("action").str() == "RestartAllContainers"));
     if restarts_all && containers.is_some() {
         return;
     }

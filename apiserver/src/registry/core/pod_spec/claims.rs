@@ -9,23 +9,26 @@ use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::names;
 use coxswain_api::quantity::Quantity;
 
+/// The metadata of a claim to be made, which gets its name otherwise (upstream: `ValidateTemplateObjectMeta`).
+pub fn only_labels_and_annotations(metadata: &View<'_>, errors: &mut ErrorList) {
+    crate::registry::metadata::validate_annotations(&metadata.child("annotations"), errors);
+    checks::labels(&metadata.child("labels"), errors);
+    for (field, value) in metadata.entries() {
+        let set = value.value().is_some_and(|v| !v.is_null() && v.as_str() != Some(""));
+        if set && !matches!(field, "labels" | "annotations") {
+            // Upstream derives the name from that of the Go field.
+            let name = if field == "uid" { "uID" } else { field };
+            errors.push(Error::forbidden(&metadata.path().child_named(name), "cannot be set"));
+        }
+    }
+}
+
 pub(super) fn ephemeral(source: &View<'_>, volume: &View<'_>, pod_name: Option<&str>, errors: &mut ErrorList) {
     let template = source.child("volumeClaimTemplate");
     if !template.exists() {
         errors.push(Error::required(template.path(), ""));
     } else {
-        let metadata = template.child("metadata");
-        crate::registry::metadata::validate_annotations(&metadata.child("annotations"), errors);
-        checks::labels(&metadata.child("labels"), errors);
-        // The claim's metadata is made of the pod's: nothing but labels and annotations can be given.
-        for (field, value) in metadata.entries() {
-            let set = value.value().is_some_and(|v| !v.is_null() && v.as_str() != Some(""));
-            if set && !matches!(field, "labels" | "annotations") {
-                // Upstream derives the name from that of the Go field.
-                let name = if field == "uid" { "uID" } else { field };
-                errors.push(Error::forbidden(&metadata.path().child_named(name), "cannot be set"));
-            }
-        }
+        only_labels_and_annotations(&template.child("metadata"), errors);
         persistent_volume_claim_spec(&template.child("spec"), ClaimLeniency::default(), errors);
     }
     let name = volume.child("name");

@@ -79,7 +79,8 @@ pub(super) fn init_containers(list: &View<'_>, regular: &View<'_>, pod: &Pod<'_>
             }
         }
         if !pod.options.allow_restarting_init_containers {
-            for restart in policies.items().map(|p| p.child("restartPolicy")).filter(|r| r.str() == "RestartContainer") {
+            for restart in policies.items().map(|p| p.child("restartPolicy")).filter(|r| r.str() == "RestartContainer")
+            {
                 let why = "must not be set to 'RestartContainer' for non-sidecar initContainers";
                 errors.push(Error::invalid(restart.path(), restart.str(), why));
             }

@@ -2,8 +2,8 @@
 //! `ValidatePersistentVolumeSpec` about `PersistentVolumeSource`).
 
 use super::volumes::{
-    azure_disk, csi_driver_name, disk, fibre_channel, flex, flocker, host_path, iscsi_names, monitors, need, nfs, quobyte,
-    storage_os_names,
+    azure_disk, csi_driver_name, disk, fibre_channel, flex, flocker, host_path, iscsi_names, monitors, need, nfs,
+    quobyte, storage_os_names,
 };
 use crate::registry::checks;
 use coxswain_api::field::{Error, ErrorList, View};

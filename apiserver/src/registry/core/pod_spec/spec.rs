@@ -99,9 +99,10 @@ fn hostname_override(spec: &View<'_>, errors: &mut ErrorList) {
     if !name.exists() {
         return;
     }
-    for (field, set) in
-        [("setHostnameAsFQDN", spec.child("setHostnameAsFQDN").bool()), ("hostNetwork", spec.child("hostNetwork").bool())]
-    {
+    for (field, set) in [
+        ("setHostnameAsFQDN", spec.child("setHostnameAsFQDN").bool()),
+        ("hostNetwork", spec.child("hostNetwork").bool()),
+    ] {
         if set {
             errors.push(Error::forbidden(name.path(), format!("may not be specified when {field} is true")));
         }

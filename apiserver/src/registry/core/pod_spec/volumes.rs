@@ -214,7 +214,13 @@ fn git_repo(source: &View<'_>, errors: &mut ErrorList) {
     checks::descending_path(&directory, directory.path(), errors);
 }
 
-pub(super) fn disk(id: &View<'_>, partition: &View<'_>, reported: &'static str, source: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn disk(
+    id: &View<'_>,
+    partition: &View<'_>,
+    reported: &'static str,
+    source: &View<'_>,
+    errors: &mut ErrorList,
+) {
     // `…volumes[0].persistentDisk.pdName`: the last step is kept, the one before it replaced.
     let place = |view: &View<'_>, field: &'static str| match reported {
         "persistentDisk" => {
@@ -268,7 +274,8 @@ fn is_iscsi_name(name: &str) -> bool {
 fn is_qualified(text: &str) -> bool {
     let Some((head, tail)) = text.split_once(':') else { return false };
     let Some((date, domain)) = head.split_once('.') else { return false };
-    let date_good = date.len() == 7 && date.bytes().enumerate().all(|(i, b)| if i == 4 { b == b'-' } else { b.is_ascii_digit() });
+    let date_good =
+        date.len() == 7 && date.bytes().enumerate().all(|(i, b)| if i == 4 { b == b'-' } else { b.is_ascii_digit() });
     let in_domain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
     let in_tail = |c: char| !matches!(c, ',' | ';' | '*' | '&' | '$' | '|' | ' ' | '\t' | '\n' | '\u{c}' | '\r');
     date_good && !domain.is_empty() && domain.bytes().all(in_domain) && !tail.is_empty() && tail.chars().all(in_tail)
