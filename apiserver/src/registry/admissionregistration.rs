@@ -138,3 +138,33 @@ fn check_conditions(conditions: &View<'_>, declared: &Names, errors: &mut ErrorL
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_do_not_repeat_what_wildcards_cover() {
+        for (list, wrong) in [
+            (json!(["pods", "pods/log", "*/scale"]), &[][..]),
+            (
+                json!(["pods/*", "pods/log"]),
+                &["[1]: Invalid value: \"pods/log\": if 'pods/*' is present, must not specify pods/log"],
+            ),
+            // What comes first is not looked at.
+            (json!(["pods/log", "pods/*"]), &[]),
+            (json!(["*", "pods/log"]), &[]),
+            (
+                json!(["*", "pods"]),
+                &[
+                    "<nil>: Invalid value: [\"*\",\"pods\"]: if '*' is present, must not specify other resources without subresources",
+                ],
+            ),
+        ] {
+            let mut errors = ErrorList::new();
+            check_resources(&View::root(&list), &mut errors);
+            let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            assert_eq!(texts, wrong, "{list}");
+        }
+    }
+}

@@ -9,6 +9,9 @@ use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::{Value, names};
 use serde_json::json;
 
+const AUDIT_ANNOTATIONS_MAX: usize = 20;
+const AUDIT_EXPRESSION_BYTES_MAX: usize = 5 * 1024;
+
 pub struct Policies {
     pub mutating: bool,
 }
@@ -153,6 +156,10 @@ impl Resource for Bindings {
 }
 
 fn check_criteria(criteria: &View<'_>, errors: &mut ErrorList) {
+    let policy = criteria.child("matchPolicy");
+    if policy.exists() {
+        checks::supported_value(&policy, &["Equivalent", "Exact"], errors);
+    }
     for key in ["namespaceSelector", "objectSelector"] {
         let selector = criteria.child_named(key);
         if selector.exists() {
@@ -161,7 +168,6 @@ fn check_criteria(criteria: &View<'_>, errors: &mut ErrorList) {
     }
     for key in ["resourceRules", "excludeResourceRules"] {
         for rule in criteria.child_named(key).items() {
-            check_rule(&rule, errors);
             let mut seen = Vec::new();
             for name in rule.child("resourceNames").items() {
                 checks::all(&name, names::path_segment(name.str(), false), errors);
@@ -170,11 +176,8 @@ fn check_criteria(criteria: &View<'_>, errors: &mut ErrorList) {
                 }
                 seen.push(name.str());
             }
+            check_rule(&rule, errors);
         }
-    }
-    let policy = criteria.child("matchPolicy");
-    if policy.exists() {
-        checks::supported_value(&policy, &["Equivalent", "Exact"], errors);
     }
 }
 
@@ -186,11 +189,17 @@ fn check_param_kind(kind: &View<'_>, errors: &mut ErrorList) {
     } else if text.matches('/').count() > 1 {
         errors.push(Error::invalid(version.path(), text, format!("unexpected GroupVersion string: {text}")));
     } else {
-        let (group, version_name) = text.split_once('/').unwrap_or(("", text));
-        if !group.is_empty() {
-            checks::all(&version, names::dns1123_subdomain(group, false), errors);
+        let (group, name) = text.split_once('/').unwrap_or(("", text));
+        let wrong = if group.is_empty() { Vec::new() } else { names::dns1123_subdomain(group, false) };
+        if !wrong.is_empty() {
+            errors.push(Error::invalid(version.path(), group, wrong.join(",")));
         }
-        checks::all(&version, names::dns1035_label(version_name, false), errors);
+        let wrong = names::dns1035_label(name, false);
+        if name.is_empty() {
+            errors.push(Error::invalid(version.path(), text, "version must be specified"));
+        } else if !wrong.is_empty() {
+            errors.push(Error::invalid(version.path(), name, wrong.join(",")));
+        }
     }
     let name = kind.child("kind");
     if name.is_empty() {
@@ -210,24 +219,23 @@ fn check_param_ref(reference: &View<'_>, errors: &mut ErrorList) {
     if !name.is_empty() {
         checks::all(&name, names::path_segment(name.str(), false), errors);
     }
-    match (name.is_empty(), selector.exists()) {
-        (true, false) => errors.push(Error::required(reference.path(), "one of name or selector must be specified")),
-        (false, true) => errors.push(Error::forbidden(name.path(), "name and selector are mutually exclusive")),
-        _ => {}
+    const BOTH: &str = "name and selector are mutually exclusive";
+    if !name.is_empty() && selector.exists() {
+        errors.push(Error::forbidden(name.path(), BOTH));
     }
     if selector.exists() {
         checks::label_selector(&selector, SelectorLeniency::default(), errors);
+        if !name.is_empty() {
+            errors.push(Error::forbidden(selector.path(), BOTH));
+        }
     }
-    match action.opt_str() {
-        None => errors.push(Error::required(action.path(), "")),
-        Some(_) => checks::supported_value(&action, &["Allow", "Deny"], errors),
+    if name.is_empty() && !selector.exists() {
+        errors.push(Error::required(reference.path(), "one of name or selector must be specified"));
     }
+    checks::one_of(&action, &["Deny", "Allow"], errors);
 }
 
 fn check_actions(actions: &View<'_>, errors: &mut ErrorList) {
-    if actions.is_empty() {
-        errors.push(Error::required(actions.path(), "at least one validation action is required"));
-    }
     let mut seen = Vec::new();
     for action in actions.items() {
         checks::supported_value(&action, &["Audit", "Deny", "Warn"], errors);
@@ -237,7 +245,12 @@ fn check_actions(actions: &View<'_>, errors: &mut ErrorList) {
         seen.push(action.str());
     }
     if seen.contains(&"Deny") && seen.contains(&"Warn") {
-        errors.push(Error::invalid(actions.path(), actions, "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)"));
+        let why = "must not contain both Deny and Warn (repeating the same validation failure information in the API \
+                   response and headers serves no purpose)";
+        errors.push(Error::invalid(actions.path(), actions, why));
+    }
+    if seen.is_empty() {
+        errors.push(Error::required(actions.path(), "at least one validation action is required"));
     }
 }
 
@@ -317,50 +330,52 @@ fn check_validations(spec: &View<'_>, declared: &Names, policy: &str, errors: &m
         } else if let Err(why) = check(text, Wanted::Bool, declared) {
             errors.push(Error::invalid(expression.path(), expression.str(), why));
         }
-        let message = validation.child("message");
-        if message.exists() && !message.is_empty() {
-            if message.str().trim().is_empty() {
-                let why = "message must be non-empty if specified";
-                errors.push(Error::invalid(message.path(), message.str(), why));
-            } else if message.str().trim().contains('\n') {
-                errors.push(Error::invalid(message.path(), message.str(), "must not contain line breaks"));
-            }
-        }
         let message = validation.child("messageExpression");
-        if !message.is_empty()
-            && let Err(why) = check(message.str().trim(), Wanted::Text, declared)
+        let text = message.str().trim();
+        if text.is_empty() && !message.is_empty() {
+            errors.push(Error::invalid(message.path(), message.str(), "must be non-empty if specified"));
+        } else if !text.is_empty()
+            && let Err(why) = check(text, Wanted::Text, declared)
         {
             errors.push(Error::invalid(message.path(), message.str(), why));
         }
-        let reason = validation.child("reason");
-        if reason.exists()
-            && !matches!(reason.str(), "Unauthorized" | "Forbidden" | "Invalid" | "RequestEntityTooLarge")
-        {
-            let supported = ["Forbidden", "Invalid", "RequestEntityTooLarge"];
-            errors.push(Error::not_supported(reason.path(), reason.str(), &supported));
+        let message = validation.child("message");
+        let text = message.str().trim();
+        if text.is_empty() && !message.is_empty() {
+            let why = "message must be non-empty if specified";
+            errors.push(Error::invalid(message.path(), message.str(), why));
+        } else if text.contains(['\n', '\r']) {
+            errors.push(Error::invalid(message.path(), message.str(), "must not contain line breaks"));
         }
+        let reason = validation.child("reason");
+        if reason.exists() {
+            checks::supported_value(&reason, &["Forbidden", "Invalid", "RequestEntityTooLarge"], errors);
+        }
+    }
+    if annotations.len() > AUDIT_ANNOTATIONS_MAX {
+        let why = format!("must not have more than {AUDIT_ANNOTATIONS_MAX} auditAnnotations");
+        errors.push(Error::invalid(annotations.path(), &annotations, why));
     }
     let mut seen = Vec::new();
     for annotation in annotations.items() {
         let (key, value) = (annotation.child("key"), annotation.child("valueExpression"));
-        if key.is_empty() {
-            errors.push(Error::required(key.path(), ""));
-        } else {
-            let full = format!("{policy}/{}", key.str());
-            for why in names::qualified_name(&full) {
-                errors.push(Error::invalid(key.path(), &full, why));
-            }
-            if seen.contains(&key.str()) {
-                errors.push(Error::duplicate(key.path(), key.str()));
-            }
-            seen.push(key.str());
+        let full = format!("{policy}/{}", key.str());
+        for why in names::qualified_name(&full) {
+            errors.push(Error::invalid(key.path(), &full, why));
         }
         let text = value.str().trim();
         if text.is_empty() {
             errors.push(Error::required(value.path(), "valueExpression is not specified"));
+        } else if text.len() > AUDIT_EXPRESSION_BYTES_MAX {
+            let why = format!("must not exceed {AUDIT_EXPRESSION_BYTES_MAX} bytes in length");
+            errors.push(Error::required(value.path(), why));
         } else if let Err(why) = check(text, Wanted::TextOrNull, declared) {
             errors.push(Error::invalid(value.path(), value.str(), why));
         }
+        if seen.contains(&key.str()) {
+            errors.push(Error::duplicate(key.path(), key.str()));
+        }
+        seen.push(key.str());
     }
 }
 

@@ -22,11 +22,12 @@ const MUTABLE: &[&str] = &[
     "minReadySeconds",
 ];
 
-/// What is not checked again, because it did not change or was wrong already.
+/// What an update does not check again.
 #[derive(Default)]
 struct Spared {
-    service_name: bool,
-    claims: bool,
+    /// The name of the service and the claims, which cannot be changed.
+    fixed: bool,
+    /// The template, where the older spec was wrong somewhere.
     template: bool,
 }
 
@@ -94,12 +95,8 @@ impl Resource for StatefulSets {
         let options = workload::options_of(Some(old));
         let (spec, was) = (new.child("spec"), before.child("spec"));
         let mut wrong = ErrorList::new();
-        validate_pods(&was, &options, &mut wrong);
-        let spared = Spared {
-            service_name: checks::same(spec.child("serviceName").value(), was.child("serviceName").value()),
-            claims: checks::same(spec.child("volumeClaimTemplates").value(), was.child("volumeClaimTemplates").value()),
-            template: !wrong.is_empty(),
-        };
+        validate_spec(&was, &options, &Spared { fixed: true, template: false }, &mut wrong);
+        let spared = Spared { fixed: true, template: !wrong.is_empty() };
         validate_spec(&spec, &options, &spared, &mut errors);
         let rest = |spec: &View<'_>| {
             let mut map = spec.value().and_then(Value::as_object).cloned().unwrap_or_default();
@@ -159,17 +156,17 @@ fn validate_spec(spec: &View<'_>, options: &Options, spared: &Spared, errors: &m
             checks::supported_value(&retention.child(field), &["Retain", "Delete"], errors);
         }
     }
+    if !spared.fixed {
+        for claim in spec.child("volumeClaimTemplates").items() {
+            pod_spec::persistent_volume_claim_spec(&claim.child("spec"), Default::default(), errors);
+        }
+    }
     workload::nonnegative(spec, &["replicas", "minReadySeconds"], errors);
     let start = spec.child("ordinals").child("start");
     checks::nonnegative(&start, errors);
     let service = spec.child("serviceName");
-    if !service.is_empty() && !spared.service_name {
+    if !service.is_empty() && !spared.fixed {
         checks::dns_label(&service, errors);
-    }
-    if !spared.claims {
-        for claim in spec.child("volumeClaimTemplates").items() {
-            pod_spec::persistent_volume_claim_spec(&claim.child("spec"), Default::default(), errors);
-        }
     }
 
     let selector = spec.child("selector");
@@ -179,36 +176,41 @@ fn validate_spec(spec: &View<'_>, options: &Options, spared: &Spared, errors: &m
         Err(_) => errors.push(Error::invalid(selector.path(), &selector, "")),
         Ok(selector) => {
             workload::matches_template(&selector, &template, errors);
-            pod_spec::template_metadata(&template, options, errors);
             if !spared.template {
                 validate_pods(spec, options, errors);
             }
+            pod_spec::template_metadata(&template, options, errors);
         }
     }
     workload::runs_forever(&template, "StatefulSet", errors);
 }
 
-/// The template with the volumes that the claims become.
+/// The template with the volumes that the claims become, and without the names that the controller gives.
 fn validate_pods(spec: &View<'_>, options: &Options, errors: &mut ErrorList) {
     let template = spec.child("template");
-    let claims = spec.child("volumeClaimTemplates");
-    let Some(whole) = template.value().filter(|_| !claims.is_empty()) else {
+    let Some(mut whole) = template.value().cloned() else {
         return pod_spec::validate_template(&template, options, errors);
     };
-    let mut whole = whole.clone();
     let pod = workload::map_at(&mut whole, "spec");
-    let mut volumes: Vec<Value> = Vec::new();
-    let mut taken = Vec::new();
-    for claim in claims.items() {
-        let name = claim.child("metadata").child("name").str().to_owned();
-        volumes.push(json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
-        taken.push(name);
+    if let Some(pod) = pod.as_object_mut() {
+        pod.remove("subdomain");
+        pod.remove("hostname");
     }
-    // A claim takes the place of a volume of the same name.
-    let own = pod.get("volumes").and_then(Value::as_array).cloned().unwrap_or_default();
-    let name = |v: &Value| v.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-    volumes.extend(own.into_iter().filter(|v| !taken.contains(&name(v))));
-    pod["volumes"] = volumes.into();
+    let claims = spec.child("volumeClaimTemplates");
+    if !claims.is_empty() {
+        let mut volumes: Vec<Value> = Vec::new();
+        let mut taken = Vec::new();
+        for claim in claims.items() {
+            let name = claim.child("metadata").child("name").str().to_owned();
+            volumes.push(json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+            taken.push(name);
+        }
+        // A claim takes the place of a volume of the same name.
+        let own = pod.get("volumes").and_then(Value::as_array).cloned().unwrap_or_default();
+        let name = |v: &Value| v.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        volumes.extend(own.into_iter().filter(|v| !taken.contains(&name(v))));
+        pod["volumes"] = volumes.into();
+    }
     pod_spec::validate_template(&View::new(Some(&whole), template.path().clone()), options, errors);
 }
 

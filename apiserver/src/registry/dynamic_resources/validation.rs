@@ -597,6 +597,7 @@ fn at_most(list: &View<'_>, max: usize, errors: &mut ErrorList) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use coxswain_api::json;
 
     #[test]
     fn versions_are_semantic() {
@@ -606,5 +607,36 @@ mod tests {
         for bad in ["", "one", "1", "1.2", "1.2.3.4", "01.2.3", "1.2.3-", "1.2.3-01", "1.2.3+", "v1.2.3"] {
             assert!(!is_semantic_version(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn claims_name_their_requests() {
+        let claim = json!({"devices": {
+            "requests": [
+                {"name": "a", "firstAvailable": [
+                    {"name": "x", "deviceClassName": "c", "allocationMode": "ExactCount", "count": 1},
+                    {"name": "x", "deviceClassName": "c", "allocationMode": "All"},
+                ]},
+                {"name": "a", "exactly": {"deviceClassName": "c", "allocationMode": "ExactCount", "count": 1, "tolerations": [
+                    {"operator": "Exists", "value": "v", "effect": "Soon"},
+                ]}},
+            ],
+            "constraints": [{"requests": ["a/x", "a/y"], "matchAttribute": "example.org/n"}],
+            "config": [{"requests": ["a"], "opaque": {"driver": "d.example.org", "parameters": "text"}}],
+        }});
+        let mut errors = ErrorList::new();
+        claim_spec(&View::root(&claim), &mut errors);
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "devices.requests[0].firstAvailable[1]: Duplicate value: \"x\"",
+                "devices.requests[1].exactly.tolerations[0].value: Invalid value: \"v\": must be empty for operator `Exists`",
+                "devices.requests[1].exactly.tolerations[0].effect: Unsupported value: \"Soon\": supported values: \"NoExecute\", \"NoSchedule\", \"None\"",
+                "devices.requests[1]: Duplicate value: \"a\"",
+                "devices.constraints[0].requests[1]: Invalid value: \"a/y\": must be the name of a request in the claim or the name of a request and a subrequest separated by '/'",
+                "devices.config[0].opaque.parameters: Invalid value: \"<value omitted>\": must be a valid JSON object",
+            ]
+        );
     }
 }

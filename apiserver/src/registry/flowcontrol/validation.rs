@@ -337,3 +337,50 @@ pub(super) fn status(object: &Value) -> ErrorList {
     }
     errors
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(errors: ErrorList) -> Vec<String> {
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_every_cluster_has_is_fixed() {
+        for (name, spec) in bootstrap::levels() {
+            assert_eq!(texts(priority_level(&json!({"metadata": {"name": name}, "spec": spec}))), [""; 0], "{name}");
+        }
+        for (name, spec) in bootstrap::schemas() {
+            assert_eq!(texts(flow_schema(&json!({"metadata": {"name": name}, "spec": spec}))), [""; 0], "{name}");
+        }
+        let level = json!({"metadata": {"name": "catch-all"}, "spec": {"type": "Limited", "limited": {
+            "nominalConcurrencyShares": 6, "lendablePercent": 0, "limitResponse": {"type": "Reject"}}}});
+        assert_eq!(
+            texts(priority_level(&level)),
+            [
+                r#"spec: Invalid value: {"Type":"Limited","Limited":{"NominalConcurrencyShares":6,"LimitResponse":{"Type":"Reject","Queuing":null},"LendablePercent":0,"BorrowingLimitPercent":null},"Exempt":null}: spec of 'catch-all' must equal the fixed value"#
+            ]
+        );
+        let exempt = json!({"metadata": {"name": "exempt"}, "spec": {"type": "Exempt",
+            "exempt": {"nominalConcurrencyShares": 5, "lendablePercent": 0}}});
+        assert_eq!(texts(priority_level(&exempt)), [""; 0]);
+    }
+
+    #[test]
+    fn hands_fit_the_queues_and_the_hash() {
+        for (queues, hand, wrong) in [
+            (64, 8, None),
+            (128, 6, None),
+            (4, 5, Some("should not be greater than queues (4)")),
+            (512, 8, Some("required entropy bits of deckSize 512 and handSize 8 should not be greater than 60")),
+        ] {
+            let queuing = json!({"queues": queues, "handSize": hand, "queueLengthLimit": 50});
+            let mut errors = ErrorList::new();
+            validate_queuing(&View::root(&queuing), &mut errors);
+            let expected: Vec<String> =
+                wrong.iter().map(|why| format!("handSize: Invalid value: {hand}: {why}")).collect();
+            assert_eq!(texts(errors), expected);
+        }
+    }
+}

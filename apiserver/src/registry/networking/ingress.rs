@@ -292,3 +292,33 @@ fn class_parameters(parameters: &View<'_>, errors: &mut ErrorList) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(object: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut errors = ErrorList::new();
+        let leniency = old.map(|old| Leniency::of(&View::root(old))).unwrap_or_default();
+        spec(&View::root(object), leniency, &mut errors);
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn updates_may_keep_what_was_wrong() {
+        let path = |name: &str| json!({"path": "/", "pathType": "Prefix", "backend": {"service": {"name": name, "port": {"number": 80}}}});
+        let secret = json!({"rules": [{"host": "a.example"}], "tls": [{"secretName": "Not_Good"}]});
+        assert_eq!(errors(&secret, None).len(), 1);
+        assert!(errors(&secret, Some(&secret)).is_empty());
+        let wildcard = json!({"rules": [{"host": "*.example", "http": {"paths": []}}]});
+        assert_eq!(errors(&wildcard, None), ["rules[0].http.paths: Required value"]);
+        assert!(errors(&wildcard, Some(&wildcard)).is_empty());
+        // Services may have names that begin with a digit.
+        assert!(errors(&json!({"rules": [{"http": {"paths": [path("1a")]}}]}), None).is_empty());
+        let bare = json!({"rules": [{"http": {"paths": [{"path": "/", "backend": {}}]}}]});
+        assert_eq!(
+            errors(&bare, None),
+            ["rules[0].http.paths[0].pathType: Required value: pathType must be specified"]
+        );
+    }
+}

@@ -174,3 +174,29 @@ fn parse(text: &str) -> Option<ipnet::IpNet> {
     let (address, bits) = ip::parse_cidr_sloppy(text)?;
     ipnet::IpNet::new(address.ip, bits).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_written_in_the_one_way_unless_they_were_there() {
+        let policy = json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.1/8", "except": ["010.1.0.0/16", "10.0.0.0/8"]}}]}]});
+        let check = |leniency: &Leniency| -> Vec<String> {
+            let mut errors = ErrorList::new();
+            spec(&View::root(&policy), leniency, &mut errors);
+            errors.iter().map(ToString::to_string).collect()
+        };
+        let subset =
+            "ingress[0].from[0].ipBlock.except[1]: Invalid value: \"10.0.0.0/8\": must be a strict subset of `cidr`";
+        assert_eq!(
+            check(&Leniency::default()),
+            [
+                "ingress[0].from[0].ipBlock.cidr: Invalid value: \"10.0.0.1/8\": must not have bits set beyond the prefix length",
+                "ingress[0].from[0].ipBlock.except[0]: Invalid value: \"010.1.0.0/16\": must not have leading 0s in IP or prefix length",
+                subset,
+            ]
+        );
+        assert_eq!(check(&Leniency::of(&View::root(&policy))), [subset]);
+    }
+}
