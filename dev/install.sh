@@ -23,6 +23,7 @@ need etcd etcd-server
 need etcdctl etcd-client
 need faketime faketime
 need nsenter util-linux
+need /usr/bin/kill procps
 if ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then want+=(postgresql); fi
 [ -e /bin/busybox ] && file_is_static=$(ldd /bin/busybox 2>&1 || true) || file_is_static=missing
 case "$file_is_static" in *"not a dynamic"* | *"statically"*) ;; *) want+=(busybox-static) ;; esac
