@@ -117,6 +117,8 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: call("POST", path, definition(n)), range(args.count)))
     created = time.time() - begun
+    # Idle meanwhile, and perhaps closed by the server.
+    local.connection.close()
 
     def served():
         groups = json.loads(call("GET", "/apis"))["groups"]

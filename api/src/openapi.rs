@@ -16,7 +16,7 @@ use crate::catalogue::{GroupVersion, Version};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 pub use definitions::{custom_definition_name, custom_definitions};
 
@@ -45,13 +45,13 @@ pub struct Served {
 /// most requests are for another document, or only ask whether one has changed.
 pub struct Custom {
     fingerprint: Vec<u8>,
-    made: LazyLock<BTreeMap<String, Value>, Box<dyn FnOnce() -> BTreeMap<String, Value> + Send>>,
+    make: Box<dyn Fn() -> BTreeMap<String, Value> + Send>,
 }
 
 impl Custom {
     /// `fingerprint` differs whenever what `make` gives does; empty for versions without custom resources.
-    pub fn new(fingerprint: Vec<u8>, make: impl FnOnce() -> BTreeMap<String, Value> + Send + 'static) -> Self {
-        Self { fingerprint, made: LazyLock::new(Box::new(make)) }
+    pub fn new(fingerprint: Vec<u8>, make: impl Fn() -> BTreeMap<String, Value> + Send + 'static) -> Self {
+        Self { fingerprint, make: Box::new(make) }
     }
 }
 
@@ -127,7 +127,8 @@ impl Source {
     /// A version 3 document.
     pub fn v3(&self, path: &str) -> Option<Vec<u8>> {
         let _held = descriptions::hold();
-        let one = |routes: paths::Routes| Some(writer::document(Dialect::V3, self, routes, &BTreeMap::new()));
+        let one =
+            |routes: paths::Routes| Some(writer::document(Dialect::V3, self, routes, writer::Definitions::default()));
         match path {
             "api" => return one(paths::core_versions()),
             "apis" => return one(paths::groups()),
@@ -137,12 +138,9 @@ impl Source {
             _ => {}
         }
         if let Some(served) = self.versions.iter().find(|s| prefix(&s.version.group_version) == path) {
-            return Some(writer::document(
-                Dialect::V3,
-                self,
-                paths::version_routes(&served.version),
-                &served.custom.made,
-            ));
+            let mut custom = writer::Definitions::default();
+            (served.custom.make)().into_iter().for_each(|(name, schema)| custom.add(name, &schema));
+            return Some(writer::document(Dialect::V3, self, paths::version_routes(&served.version), custom));
         }
         let group = path.strip_prefix("apis/")?;
         let known = self.versions.iter().any(|s| &*s.version.group_version.group == group);
@@ -156,15 +154,17 @@ impl Source {
         for more in [paths::groups(), paths::version(), paths::openid_keys(), paths::openid_configuration()] {
             routes.extend(more);
         }
-        let mut custom = BTreeMap::new();
+        let mut custom = writer::Definitions::default();
         for served in &self.versions {
             routes.extend(paths::version_routes(&served.version));
             if !served.version.group_version.group.is_empty() {
                 routes.extend(paths::group(&served.version.group_version.group));
             }
-            custom.extend(served.custom.made.iter().map(|(name, schema)| (name.clone(), definitions::for_v2(schema))));
+            for (name, schema) in (served.custom.make)() {
+                custom.add(name, &definitions::for_v2(&schema));
+            }
         }
-        writer::document(Dialect::V2, self, routes, &custom)
+        writer::document(Dialect::V2, self, routes, custom)
     }
 }
 

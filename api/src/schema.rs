@@ -96,12 +96,24 @@ pub struct MapOf {
 
 /// A reference to a struct, which may be recursive (`JSONSchemaProps`). Filled exactly once.
 #[derive(Clone)]
-pub struct StructRef(Arc<OnceLock<Struct>>);
+pub struct StructRef(Arc<Slot>);
+
+#[derive(Default)]
+struct Slot {
+    made: OnceLock<Struct>,
+    /// Makes the struct when it is first looked at; none for those that are filled.
+    make: Option<Box<dyn Fn() -> Struct + Send + Sync>>,
+}
 
 impl StructRef {
     /// A reference to be filled later by [`StructRef::fill`].
     pub fn empty() -> Self {
-        StructRef(Arc::new(OnceLock::new()))
+        StructRef(Arc::default())
+    }
+
+    /// A reference to a struct that is made when it is first looked at: most custom resources never are.
+    pub fn lazy(make: impl Fn() -> Struct + Send + Sync + 'static) -> Self {
+        StructRef(Arc::new(Slot { made: OnceLock::new(), make: Some(Box::new(make)) }))
     }
 
     pub fn new(value: Struct) -> Self {
@@ -112,7 +124,7 @@ impl StructRef {
 
     /// Panics when filled twice: a schema is never changed in place.
     pub fn fill(&self, value: Struct) {
-        assert!(self.0.set(value).is_ok(), "a struct of the schema was defined twice");
+        assert!(self.0.made.set(value).is_ok(), "a struct of the schema was defined twice");
     }
 
     /// Whether both name the same struct of the same schema.
@@ -124,14 +136,17 @@ impl StructRef {
 impl Deref for StructRef {
     type Target = Struct;
     fn deref(&self) -> &Struct {
-        self.0.get().expect("every struct of a schema is filled before the schema is used")
+        self.0.made.get_or_init(|| {
+            let make = self.0.make.as_ref().expect("every struct of a schema is filled before the schema is used");
+            make()
+        })
     }
 }
 
 impl std::fmt::Debug for StructRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The name only: types are recursive.
-        write!(f, "StructRef({})", self.0.get().map_or("?", |s| &s.name))
+        write!(f, "StructRef({})", self.0.made.get().map_or("?", |s| &s.name))
     }
 }
 

@@ -209,7 +209,12 @@ impl Structural {
 
     /// The root as a struct: with `apiVersion`, `kind` and the metadata of every object.
     pub fn to_struct(&self) -> StructRef {
-        StructRef::new(self.build(true))
+        StructRef::new(self.to_root())
+    }
+
+    /// As [`Structural::to_struct`], for whoever keeps it.
+    pub fn to_root(&self) -> Struct {
+        self.build(true)
     }
 
     fn build(&self, is_object_root: bool) -> Struct {

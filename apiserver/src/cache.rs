@@ -13,7 +13,7 @@ use bytes::Bytes;
 use coxswain_api::Status;
 use coxswain_storage::Revision;
 pub use event::{Event, EventKind};
-pub use feed::Feed;
+pub use feed::{Begin, Feed};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;

@@ -1,13 +1,12 @@
 //! The front: the way of every request through the server (upstream: `DefaultBuildHandlerChain`).
 //!
 //! ```text
-//! audit id → panic containment → request info → authentication → impersonation → in-flight bound → authorization
+//! audit id → panic containment → request info → authentication → impersonation → flow control → authorization
 //!   → deadline → dispatch (registry pipeline, reads, connections, documents) → warnings and headers → metrics
 //! ```
 
 mod component_status;
 pub mod documents;
-pub mod flow;
 pub mod request_info;
 pub mod route;
 pub mod service;
@@ -18,6 +17,8 @@ use crate::authentication::{Authentication, Peer};
 use crate::authorization::Authorization;
 use crate::connect::Dialer;
 use crate::discovery::Discovery;
+use crate::flow_control::in_flight::InFlight;
+use crate::flow_control::{self, FlowControl, Refused};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::negotiate::{self, Accepted};
@@ -56,6 +57,13 @@ pub enum Caller {
     User(Arc<User>),
 }
 
+/// What bounds the requests that are served at once.
+pub enum Flow {
+    Fair(FlowControl),
+    /// `--enable-priority-and-fairness=false`
+    Plain(InFlight),
+}
+
 /// Everything that serving a request needs.
 pub struct Front {
     pub resources: Arc<Resources>,
@@ -66,7 +74,7 @@ pub struct Front {
     pub discovery: Discovery,
     pub health: Health,
     pub metrics: Metrics,
-    pub flow: flow::Flow,
+    pub flow: Flow,
     pub dialer: Dialer,
     pub request_timeout: Duration,
     /// How likely it is that a client over HTTP/2 is asked to connect anew after a request.
@@ -199,15 +207,26 @@ impl Front {
             Err(status) => return refusal(&status, accepted),
         }
         let _in_flight = (!long_running).then(|| self.metrics.enter(&info));
-        let _seat = if long_running {
-            None
-        } else {
-            match self.flow.enter(&user).await {
-                Ok(seat) => seat,
-                Err(status) => return refusal(&status, accepted),
+        // Of what has no end only the beginning of a watch is bounded, which may be as much work as a list.
+        let is_watch = long_running && info.verb == "watch";
+        let (mut seat, mut place, mut flow_headers) = (None, None, None);
+        match &self.flow {
+            Flow::Fair(flow) if !long_running || is_watch => {
+                let schema = flow.classify(&self.resources, &user, &info);
+                flow_headers = Some([schema.uid.clone(), schema.level_uid.clone()]);
+                let seats = flow_control::seats(&self.resources, &info, &query);
+                let entered: BoxFuture<'_, _> = Box::pin(flow.enter(&schema, &user, &info, seats, timeout));
+                match entered.await {
+                    Ok(entered) => seat = Some(entered),
+                    Err(refused) => return too_many_requests(&refused, flow_headers),
+                }
             }
-        };
-        let flow_headers = (!is_proxied(&info)).then(|| self.flow.classify(&self.resources, &user, &info));
+            Flow::Plain(bounds) if !long_running => match bounds.enter(&user, &info) {
+                Ok(entered) => place = entered,
+                Err(refused) => return too_many_requests(&refused, None),
+            },
+            _ => {}
+        }
         let warnings = Warnings::default();
         let agent = parts.headers.get(USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let field_manager = match query.first("fieldManager") {
@@ -254,11 +273,8 @@ impl Front {
                 }
             }
         };
-        if let Some((schema, level)) = flow_headers {
-            let headers = answer.headers_mut();
-            headers.insert(HeaderName::from_static("x-kubernetes-pf-flowschema-uid"), schema);
-            headers.insert(HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid"), level);
-        }
+        drop((seat, place));
+        add_flow_headers(&mut answer, flow_headers);
         for text in warnings.take() {
             if let Ok(value) = HeaderValue::from_str(&warning_header(&text)) {
                 answer.headers_mut().append(http::header::WARNING, value);
@@ -271,6 +287,23 @@ impl Front {
     pub fn store(&self, group: &str, plural: &str) -> Option<Arc<Store>> {
         self.resources.store(group, plural)
     }
+}
+
+fn add_flow_headers(answer: &mut Answer, uids: Option<[HeaderValue; 2]>) {
+    let Some([schema, level]) = uids else { return };
+    let headers = answer.headers_mut();
+    headers.insert(HeaderName::from_static("x-kubernetes-pf-flowschema-uid"), schema);
+    headers.insert(HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid"), level);
+}
+
+/// Plain text, as upstream has it.
+fn too_many_requests(refused: &Refused, uids: Option<[HeaderValue; 2]>) -> Answer {
+    let mut answer = text(StatusCode::TOO_MANY_REQUESTS, "Too many requests, please try again later.\n");
+    let headers = answer.headers_mut();
+    headers.insert(NO_SNIFF.0, NO_SNIFF.1);
+    headers.insert(http::header::RETRY_AFTER, HeaderValue::from(refused.retry_after));
+    add_flow_headers(&mut answer, uids);
+    answer
 }
 
 /// Go's error pages forbid guessing a type from their text.

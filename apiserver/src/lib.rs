@@ -8,6 +8,7 @@ pub mod connect;
 pub mod convert;
 pub mod discovery;
 pub mod encode;
+pub mod flow_control;
 pub mod front;
 pub mod health;
 pub mod list;

@@ -5,6 +5,7 @@ mod process;
 mod render;
 
 pub(crate) use process::started_seconds;
+pub(crate) use render::head;
 
 use crate::registry::options::Query;
 use crate::request::RequestInfo;
@@ -85,7 +86,7 @@ impl Labels {
     }
 }
 
-struct Histogram<const N: usize> {
+pub(crate) struct Histogram<const N: usize> {
     buckets: [u64; N],
     count: u64,
     sum: f64,
@@ -98,7 +99,11 @@ impl<const N: usize> Default for Histogram<N> {
 }
 
 impl<const N: usize> Histogram<N> {
-    fn observe(&mut self, bounds: &[f64; N], value: f64) {
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(crate) fn observe(&mut self, bounds: &[f64; N], value: f64) {
         if let Some(at) = bounds.iter().position(|b| value <= *b) {
             self.buckets[at] += 1;
         }

@@ -76,7 +76,7 @@ fn source(index: &Index) -> Source {
             }
             let custom = Custom::new(fingerprint, move || {
                 let definitions = custom.iter().flat_map(|served| {
-                    let schema = served.strategy.open_api().and_then(|s| serde_json::from_str(&s.text).ok());
+                    let schema = served.strategy.open_api().map(|schema| schema.tree());
                     custom_definitions(&served.ty, schema.as_ref())
                 });
                 definitions.collect()

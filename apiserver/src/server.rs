@@ -16,9 +16,10 @@ use crate::authentication::{self, Authentication, ConfigError};
 use crate::authorization::{self, Authorization};
 use crate::cache::Feed;
 use crate::connect::{Dialer, KubeletConfig};
-use crate::front::flow::Flow;
+use crate::flow_control::FlowControl;
+use crate::flow_control::in_flight::InFlight;
 use crate::front::service::InProcess;
-use crate::front::{Caller, Front};
+use crate::front::{Caller, Flow, Front};
 use crate::health::Health;
 use crate::objects::Objects;
 use crate::registry::allocators::{ServiceNetwork, range::NodePorts};
@@ -64,8 +65,11 @@ pub struct Config {
     pub secure_port: u16,
     /// `--runtime-config`: `api/all`, `api/beta`, `group/version` or `group/version/resource`, and whether it is served.
     pub runtime_config: Vec<(String, bool)>,
-    /// `--max-requests-inflight` and `--max-mutating-requests-inflight` together.
-    pub in_flight_max: usize,
+    /// `--max-requests-inflight` and `--max-mutating-requests-inflight`
+    pub requests_in_flight_max: usize,
+    pub mutating_requests_in_flight_max: usize,
+    /// `--enable-priority-and-fairness`: the sum of both is shared by the priority levels.
+    pub priority_and_fairness: bool,
     /// `--request-timeout`
     pub request_timeout: Duration,
     pub elsewhere: Vec<Elsewhere>,
@@ -95,7 +99,9 @@ impl Default for Config {
             advertise_address: IpAddr::from([127, 0, 0, 1]),
             secure_port: 6443,
             runtime_config: Vec::new(),
-            in_flight_max: 600,
+            requests_in_flight_max: 400,
+            mutating_requests_in_flight_max: 200,
+            priority_and_fairness: true,
             request_timeout: Duration::from_secs(60),
             elsewhere: Vec::new(),
             goaway_chance: 0.0,
@@ -190,6 +196,11 @@ impl Server {
             network,
             node_ports,
         };
+        let (reads, writes) = (config.requests_in_flight_max, config.mutating_requests_in_flight_max);
+        let flow = match config.priority_and_fairness {
+            true => Flow::Fair(FlowControl::new(reads.saturating_add(writes))),
+            false => Flow::Plain(InFlight::new(reads, writes)),
+        };
         let for_custom = storage.clone();
         let public_address = std::net::SocketAddr::new(config.advertise_address, config.secure_port).to_string();
         let front = Arc::new(Front {
@@ -203,7 +214,7 @@ impl Server {
                 .with_timeouts(config.storage_health_timeout, config.storage_ready_timeout)
                 .with_encryption(config.layout.encryption.clone()),
             metrics: Default::default(),
-            flow: Flow::new(config.in_flight_max),
+            flow,
             dialer: Dialer::new(&config.kubelet).map_err(StartError::Other)?,
             request_timeout: config.request_timeout,
             goaway_chance: config.goaway_chance,

@@ -7,9 +7,27 @@ use super::{Dialect, Source, definitions};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(super) fn document(dialect: Dialect, source: &Source, routes: Routes, custom: &BTreeMap<String, Value>) -> Vec<u8> {
+/// Definitions that the schema table lacks, encoded one by one: as trees, those of a thousand custom resources take ten times
+/// the room of the whole document.
+#[derive(Default)]
+pub(super) struct Definitions {
+    encoded: BTreeMap<String, Vec<u8>>,
+    /// What they refer to.
+    reached: BTreeSet<String>,
+}
+
+impl Definitions {
+    pub(super) fn add(&mut self, name: String, schema: &Value) {
+        definitions::reach_custom(schema, &mut self.reached);
+        let mut bytes = Vec::new();
+        write(schema, &mut bytes);
+        self.encoded.insert(name, bytes);
+    }
+}
+
+pub(super) fn document(dialect: Dialect, source: &Source, routes: Routes, custom: Definitions) -> Vec<u8> {
     let _held = super::descriptions::hold();
-    let mut names = BTreeSet::new();
+    let Definitions { encoded: custom, reached: mut names } = custom;
     for operation in routes.values().flatten() {
         let bodies = operation.body.iter().map(|b| &b.content);
         for content in bodies.chain(operation.answers.iter().filter_map(|(_, content)| content.as_ref())) {
@@ -20,7 +38,6 @@ pub(super) fn document(dialect: Dialect, source: &Source, routes: Routes, custom
             }
         }
     }
-    custom.values().for_each(|schema| definitions::reach_custom(schema, &mut names));
     names.retain(|name| !custom.contains_key(name));
     let kinds: Vec<(String, String)> = kinds(dialect, &routes);
 
@@ -61,7 +78,7 @@ pub(super) fn document(dialect: Dialect, source: &Source, routes: Routes, custom
             write(&definitions::definition(name, dialect, &kinds), &mut out);
         } else if let Some((name, schema)) = customs.next() {
             member(i, name, &mut out);
-            write(schema, &mut out);
+            out.extend_from_slice(schema);
         }
         i += 1;
     }

@@ -25,11 +25,22 @@ const FORGET_PAUSE: Duration = Duration::from_secs(10);
 /// How far back the caches of a new server begin, where the store remembers so much.
 const REPLAYED_REVISIONS: u64 = 8192;
 
+/// By key prefix.
+type Stores = HashMap<Box<str>, Arc<Store>>;
+
+/// Where the cache of a resource that is added begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// With the present state: the resource is new.
+    Now,
+    /// Some way back in the store's history, so that watches which the end of a server interrupted go on where they were.
+    Past,
+}
+
 pub struct Feed {
     storage: Arc<dyn Storage>,
     layout: Layout,
-    /// By key prefix.
-    stores: ArcSwap<HashMap<Box<str>, Arc<Store>>>,
+    stores: ArcSwap<Stores>,
     progress: watch::Sender<Revision>,
     /// Held while changes are applied, and by whoever adds or removes a resource.
     gate: tokio::sync::Mutex<()>,
@@ -94,7 +105,7 @@ impl Feed {
             self.fill(store, past).await?;
         }
         self.stores.store(Arc::new(stores.into_iter().map(|s| (s.prefix().into(), s)).collect()));
-        self.replay(self.layout.root(), past, now).await.map_err(storage_status)?;
+        self.replay(self.layout.root(), &self.stores.load_full(), past, now).await.map_err(storage_status)?;
         self.progress.send_replace(now.max(past));
         drop(gate);
         let feed = self.clone();
@@ -116,8 +127,14 @@ impl Feed {
         }
     }
 
-    /// Applies what happened to the keys under `prefix` after `past` and up to `until`. The gate is the caller's.
-    async fn replay(&self, prefix: &str, past: Revision, until: Revision) -> Result<(), coxswain_storage::Error> {
+    /// Applies to `stores` what happened to the keys under `prefix` after `past` and up to `until`. The gate is the caller's.
+    async fn replay(
+        &self,
+        prefix: &str,
+        stores: &Stores,
+        past: Revision,
+        until: Revision,
+    ) -> Result<(), coxswain_storage::Error> {
         if past >= until {
             return Ok(());
         }
@@ -127,7 +144,7 @@ impl Feed {
             let changes = changes?;
             let revision = changes.revision;
             if revision <= until {
-                self.dispatch(changes).await;
+                self.dispatch(stores, changes).await;
             }
             if revision >= until {
                 break;
@@ -136,23 +153,40 @@ impl Feed {
         Ok(())
     }
 
-    /// Adds a resource while the feed runs (a CustomResourceDefinition).
-    pub async fn add(&self, store: Arc<Store>) -> Result<(), Status> {
+    /// Adds resources while the feed runs (CustomResourceDefinitions). The history is read once for all of them.
+    pub async fn add(&self, added: Vec<Arc<Store>>, begin: Begin) -> Result<(), Status> {
+        if added.is_empty() {
+            return Ok(());
+        }
         let _gate = self.gate.lock().await;
         let now = self.progress();
-        let past = self.readable(Revision(now.0.saturating_sub(REPLAYED_REVISIONS))).await.map_err(storage_status)?;
-        self.fill(&store, past).await?;
-        let mut stores = HashMap::clone(&self.stores.load());
-        stores.insert(store.prefix().into(), store.clone());
+        let past = match begin {
+            Begin::Now => now,
+            Begin::Past => Revision(now.0.saturating_sub(REPLAYED_REVISIONS)),
+        };
+        let past = self.readable(past).await.map_err(storage_status)?;
+        for store in &added {
+            self.fill(store, past).await?;
+        }
+        let added: Stores = added.into_iter().map(|store| (store.prefix().into(), store)).collect();
+        let mut stores = Stores::clone(&self.stores.load());
+        stores.extend(added.iter().map(|(prefix, store)| (prefix.clone(), store.clone())));
         self.stores.store(Arc::new(stores));
-        self.replay(store.prefix(), past, now).await.map_err(storage_status)
+        let prefix = match added.keys().next() {
+            Some(only) if added.len() == 1 => only,
+            _ => self.layout.root(),
+        };
+        self.replay(prefix, &added, past, now).await.map_err(storage_status)
     }
 
-    /// Removes a resource; its open watches end.
-    pub async fn remove(&self, prefix: &str) {
+    /// Removes resources; their open watches end.
+    pub async fn remove(&self, prefixes: &[String]) {
+        if prefixes.is_empty() {
+            return;
+        }
         let _gate = self.gate.lock().await;
-        let mut stores = HashMap::clone(&self.stores.load());
-        if let Some(store) = stores.remove(prefix) {
+        let mut stores = Stores::clone(&self.stores.load());
+        for store in prefixes.iter().filter_map(|prefix| stores.remove(&**prefix)).collect::<Vec<_>>() {
             store.cache().end_watches();
         }
         self.stores.store(Arc::new(stores));
@@ -233,7 +267,7 @@ impl Feed {
             let changes = changes?;
             let _gate = self.gate.lock().await;
             let revision = changes.revision;
-            self.dispatch(changes).await;
+            self.dispatch(&self.stores.load_full(), changes).await;
             if revision > self.progress() {
                 self.progress.send_replace(revision);
             }
@@ -241,12 +275,11 @@ impl Feed {
         Ok(())
     }
 
-    async fn dispatch(&self, changes: Changes) {
+    async fn dispatch(&self, stores: &Stores, changes: Changes) {
         let revision = changes.revision;
-        let stores = self.stores.load_full();
         let mut touched: Vec<(&Arc<Store>, Vec<(Arc<str>, Option<Arc<Object>>)>)> = Vec::new();
         for change in changes.changes {
-            let Some(store) = store_of(&stores, self.layout.root(), &change.key) else { continue };
+            let Some(store) = store_of(stores, self.layout.root(), &change.key) else { continue };
             let hub = &store.hub;
             coxswain_storage::metrics::EVENTS_RECEIVED.add(&[&hub.group_version.group, &hub.plural], 1);
             let object = match change.value {
@@ -276,7 +309,7 @@ impl Feed {
 }
 
 /// A resource's prefix has one or two parts after the root.
-fn store_of<'a>(stores: &'a HashMap<Box<str>, Arc<Store>>, root: &str, key: &str) -> Option<&'a Arc<Store>> {
+fn store_of<'a>(stores: &'a Stores, root: &str, key: &str) -> Option<&'a Arc<Store>> {
     let mut slashes = memchr::memchr_iter(b'/', key.as_bytes().get(root.len()..)?);
     let first = root.len() + slashes.next()?;
     let second = slashes.next().map(|at| root.len() + at);

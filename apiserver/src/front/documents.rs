@@ -1,6 +1,6 @@
 //! Requests for no resource: discovery, version, health, metrics, OpenAPI, keys (upstream: `genericapiserver`'s routes).
 
-use super::{Front, Incoming};
+use super::{Flow, Front, Incoming};
 use crate::discovery::{self, Aggregated};
 use crate::negotiate::{self, Media};
 use crate::respond::{self, Answer, Body, answer, json_line, page_not_found, pretty_line, refusal};
@@ -39,6 +39,9 @@ impl Front {
             ["metrics"] => {
                 let content_type = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
                 let mut text = self.metrics.render(&self.resources);
+                if let Flow::Fair(flow) = &self.flow {
+                    flow.render(&mut text);
+                }
                 text.push_str(&self.health.storage_metrics(&self.resources).await);
                 answer(StatusCode::OK, content_type, text)
             }

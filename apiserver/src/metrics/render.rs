@@ -5,12 +5,12 @@ use crate::resources::Resources;
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
-pub(super) fn head(out: &mut String, name: &str, help: &str, kind: &str) {
+pub(crate) fn head(out: &mut String, name: &str, help: &str, kind: &str) {
     let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
 }
 
 impl<const N: usize> Histogram<N> {
-    pub(super) fn render(&self, out: &mut String, name: &str, labels: &str, bounds: &[f64; N]) {
+    pub(crate) fn render(&self, out: &mut String, name: &str, labels: &str, bounds: &[f64; N]) {
         let mut below = 0;
         for (bound, count) in bounds.iter().zip(self.buckets) {
             below += count;

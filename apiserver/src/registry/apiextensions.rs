@@ -7,5 +7,6 @@
 pub mod custom_resource;
 pub mod definition;
 pub mod json_path;
+mod printer_columns;
 mod rule_check;
 mod rules;

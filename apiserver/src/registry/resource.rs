@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use coxswain_api::field::ErrorList;
 use coxswain_api::structural::Structural;
 use coxswain_api::{Status, Value};
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -200,11 +201,30 @@ pub trait Resource: Send + Sync + 'static {
     }
 }
 
-/// The schema of a custom resource as its definition has it: kept as text, for a tree takes ten times the room.
+/// The schema of a custom resource as its definition has it: kept as compressed text, for a tree takes fifty times the room, and
+/// few of many definitions are looked at.
 #[derive(Debug)]
 pub struct OpenApiSchema {
-    pub text: Box<str>,
+    packed: Box<[u8]>,
     pub hash: [u8; 32],
+}
+
+impl OpenApiSchema {
+    pub fn new(schema: &Value) -> Self {
+        use std::io::Write;
+        let text = schema.to_string();
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(text.as_bytes()).expect("writing to memory does not fail");
+        let packed = encoder.finish().expect("writing to memory does not fail");
+        Self { packed: packed.into(), hash: Sha256::digest(text.as_bytes()).into() }
+    }
+
+    pub fn tree(&self) -> Value {
+        use std::io::Read;
+        let mut text = Vec::new();
+        flate2::read::ZlibDecoder::new(&*self.packed).read_to_end(&mut text).expect("what was packed can be unpacked");
+        coxswain_api::codec::json::read_back(&text).expect("the text was made of a tree")
+    }
 }
 
 /// See [`Resource::delete_rule`].

@@ -8,7 +8,8 @@ use crate::objects::Objects;
 use crate::resources::Index;
 use crate::store::Store;
 use coxswain_api::{Value, json};
-use std::collections::BTreeSet;
+use coxswain_storage::Revision;
+use std::collections::BTreeMap;
 
 const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
@@ -65,34 +66,69 @@ pub async fn register_builtin(objects: &dyn Objects, index: &Index, api_services
     Ok(())
 }
 
-/// Registers what definitions define, and removes what none defines any more.
-pub async fn register_custom(objects: &dyn Objects, definitions: &Store, api_services: &Store) -> Result<(), String> {
-    let mut wanted = BTreeSet::new();
-    let snapshot = definitions.cache().snapshot(definitions.feed().progress());
-    for object in snapshot.objects.values() {
-        // One tree at a time: definitions are large, and there may be a thousand of them.
-        let definition = object.tree();
-        let group = definition.pointer("/spec/group").and_then(Value::as_str).unwrap_or_default();
-        let versions = definition.pointer("/spec/versions").and_then(Value::as_array).into_iter().flatten();
-        for version in versions.filter(|v| v["served"] == true).filter_map(|v| v["name"].as_str()) {
-            wanted.insert((group.to_owned(), version.to_owned()));
+/// What definitions define, each as it was when it was last looked at: a change costs what it costs, and not what all
+/// definitions do.
+#[derive(Default)]
+pub struct Defined {
+    /// By name of the definition: its revision, its group and its served versions.
+    definitions: BTreeMap<String, (Revision, String, Vec<String>)>,
+    /// The revision of every API service that was found right, by name.
+    right: BTreeMap<String, Revision>,
+}
+
+impl Defined {
+    /// Registers what definitions define, and removes what none defines any more.
+    pub async fn register(
+        &mut self,
+        objects: &dyn Objects,
+        definitions: &Store,
+        api_services: &Store,
+    ) -> Result<(), String> {
+        self.look(definitions);
+        let mut wanted = BTreeMap::new();
+        for (_, group, versions) in self.definitions.values() {
+            wanted.extend(versions.iter().map(|version| (format!("{version}.{group}"), (group, version))));
+        }
+        for (name, (group, version)) in &wanted {
+            let present = api_services.get_cached("", name).map(|object| object.revision);
+            if present.is_some() && self.right.get(name) == present.as_ref() {
+                continue;
+            }
+            ensure(objects, api_services, &api_service(group, version, CUSTOM, "true")).await?;
+            // One that was written comes back as a change.
+            self.right.extend(present.map(|revision| (name.clone(), revision)));
+        }
+        self.right.retain(|name, _| wanted.contains_key(name));
+        let snapshot = api_services.cache().snapshot(api_services.feed().progress());
+        for present in snapshot.objects.values() {
+            let name = present.name();
+            if present.label(MANAGED) != Some("true") || wanted.contains_key(name) {
+                continue;
+            }
+            match send(objects, "DELETE", &format!("{SERVICES}/{name}"), None).await? {
+                (200 | 404, _) => {}
+                (code, answer) => return Err(format!("deleting {name}: {code} {}", answer["message"])),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the definitions that have changed.
+    fn look(&mut self, definitions: &Store) {
+        let snapshot = definitions.cache().snapshot(definitions.feed().progress());
+        let mut before = std::mem::take(&mut self.definitions);
+        for object in snapshot.objects.values() {
+            let known = before.remove(object.name()).filter(|(revision, ..)| *revision == object.revision);
+            let read = || {
+                let definition = object.tree();
+                let group = definition.pointer("/spec/group").and_then(Value::as_str).unwrap_or_default();
+                let versions = definition.pointer("/spec/versions").and_then(Value::as_array).into_iter().flatten();
+                let served = versions.filter(|v| v["served"] == true).filter_map(|v| v["name"].as_str());
+                (object.revision, group.to_owned(), served.map(str::to_owned).collect())
+            };
+            self.definitions.insert(object.name().to_owned(), known.unwrap_or_else(read));
         }
     }
-    for (group, version) in &wanted {
-        ensure(objects, api_services, &api_service(group, version, CUSTOM, "true")).await?;
-    }
-    for present in super::conditions::all(api_services) {
-        let text = |field: &str| present["spec"][field].as_str().unwrap_or_default().to_owned();
-        if present["metadata"]["labels"][MANAGED] != "true" || wanted.contains(&(text("group"), text("version"))) {
-            continue;
-        }
-        let name = present["metadata"]["name"].as_str().unwrap_or_default();
-        match send(objects, "DELETE", &format!("{SERVICES}/{name}"), None).await? {
-            (200 | 404, _) => {}
-            (code, answer) => return Err(format!("deleting {name}: {code} {}", answer["message"])),
-        }
-    }
-    Ok(())
 }
 
 /// Creates an API service, or puts its specification right, unless somebody took it over by removing the label.

@@ -40,6 +40,7 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>) {
     }
     let mut progress = schemas.feed().subscribe();
     let mut seen = [Revision(0); 5];
+    let mut defined = api_services::Defined::default();
     loop {
         let now = [&schemas, &levels, &api_services, &services, &definitions].map(|s| s.cache().changed());
         if now != seen {
@@ -47,7 +48,7 @@ pub async fn run(front: Arc<Front>, objects: Arc<dyn Objects>) {
                 async { if now[..2] != seen[..2] { dangling(&*objects, &schemas, &levels).await } else { Ok(()) } };
             let apis = async {
                 if now[2] != seen[2] || now[4] != seen[4] {
-                    api_services::register_custom(&*objects, &definitions, &api_services).await?;
+                    defined.register(&*objects, &definitions, &api_services).await?;
                 }
                 if now[2..4] != seen[2..4] { available(&*objects, &api_services, &services).await } else { Ok(()) }
             };

@@ -20,7 +20,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
+/// How long a connection of HTTP/1.1 may wait for the headers of its next request, idle time included: as long as upstream
+/// keeps idle connections, so that clients who pool theirs do not find them closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 /// Streams of one HTTP/2 connection (upstream: `--http2-max-streams-per-connection`).
 const STREAMS_MAX: u32 = 250;
 /// Connections served at once; beyond it new ones wait in the socket's queue.

@@ -93,9 +93,16 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16) -> Result<Config> {
         bail!("--goaway-chance can not be less than 0 or greater than 0.02");
     }
     config.flags = flags.all();
-    let reads: usize = flags.parsed("max-requests-inflight")?.unwrap_or(400);
-    let writes: usize = flags.parsed("max-mutating-requests-inflight")?.unwrap_or(200);
-    config.in_flight_max = reads + writes;
+    config.requests_in_flight_max = flags.parsed("max-requests-inflight")?.unwrap_or(400);
+    config.mutating_requests_in_flight_max = flags.parsed("max-mutating-requests-inflight")?.unwrap_or(200);
+    config.priority_and_fairness = flags.bool("enable-priority-and-fairness")?;
+    if config.priority_and_fairness
+        && config.requests_in_flight_max.saturating_add(config.mutating_requests_in_flight_max) == 0
+    {
+        bail!(
+            "--max-requests-inflight and --max-mutating-requests-inflight may not both be 0 with --enable-priority-and-fairness"
+        );
+    }
 
     config.endpoint_reconciler = match flags.get("endpoint-reconciler-type").as_deref() {
         None | Some("lease") => EndpointReconciler::Lease,

@@ -1,35 +1,50 @@
 //! A custom resource as one version of its definition describes it (upstream: `pkg/registry/customresource`).
 
 use super::json_path::JsonPath;
+use super::printer_columns::{cell, columns, printed};
 use super::rules::{self, Asked, Rules};
 use crate::registry::resource::{Column, OpenApiSchema, Resource, ScalePaths};
-use crate::registry::table;
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path};
+use coxswain_api::schema::StructRef;
 use coxswain_api::structural::Structural;
 use coxswain_api::{Value, json};
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub struct CustomResource {
-    structural: Structural,
-    rules: Option<Rules>,
-    schema: OpenApiSchema,
+    schema: Arc<Schema>,
     scale: Option<ScalePaths>,
     has_status: bool,
-    columns: Vec<(Column, Option<JsonPath>)>,
+    columns: Vec<(Column, JsonPath)>,
     selectable: Vec<(&'static str, JsonPath)>,
     labels: &'static [&'static str],
+}
+
+/// The schema of a version, read when the first object is held against it: many definitions are never written to.
+struct Schema {
+    source: OpenApiSchema,
+    read: OnceLock<(Structural, Option<Rules>)>,
+}
+
+impl Schema {
+    fn read(&self) -> &(Structural, Option<Rules>) {
+        self.read.get_or_init(|| {
+            let structural = Structural::parse(&self.source.tree());
+            let rules = Rules::of(&structural);
+            (structural, rules)
+        })
+    }
 }
 
 impl CustomResource {
     /// From one element of `spec.versions`.
     pub fn new(version: &Value) -> Self {
-        let schema = version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_else(|| {
+        let source = match version.pointer("/schema/openAPIV3Schema") {
+            Some(schema) => OpenApiSchema::new(schema),
             // A version without a schema takes any object.
-            json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
-        });
+            None => OpenApiSchema::new(&json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})),
+        };
         let list = |name: &str| version.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
         let selectable: Vec<(&'static str, JsonPath)> = list("selectableFields")
             .iter()
@@ -39,19 +54,15 @@ impl CustomResource {
         let labels: Vec<&'static str> = selectable.iter().map(|(label, _)| *label).collect();
         let scale = version.pointer("/subresources/scale").filter(|s| !s.is_null()).map(|scale| {
             let path = |name: &str| -> Vec<String> {
-                let path = scale.get(name).and_then(Value::as_str).and_then(JsonPath::parse);
-                let fields = path.as_ref().and_then(JsonPath::fields).unwrap_or_default();
-                fields.into_iter().map(String::from).collect()
+                // Names alone, as the definition's validation has it.
+                let path = scale.get(name).and_then(Value::as_str).unwrap_or_default();
+                path.split('.').filter(|name| !name.is_empty()).map(String::from).collect()
             };
             let (spec, status) = (path("specReplicasPath"), path("statusReplicasPath"));
             ScalePaths { spec, status, selector: path("labelSelectorPath") }
         });
-        let structural = Structural::parse(&schema);
-        let schema_text = schema.to_string().into_boxed_str();
         Self {
-            rules: Rules::of(&structural),
-            structural,
-            schema: OpenApiSchema { hash: Sha256::digest(schema_text.as_bytes()).into(), text: schema_text },
+            schema: Arc::new(Schema { source, read: OnceLock::new() }),
             scale,
             has_status: version.pointer("/subresources/status").is_some_and(|s| !s.is_null()),
             columns: columns(&list("additionalPrinterColumns")),
@@ -62,29 +73,43 @@ impl CustomResource {
 }
 
 impl CustomResource {
+    fn rules(&self) -> Option<&Rules> {
+        self.schema.read().1.as_ref()
+    }
+
+    fn schema(&self) -> &Structural {
+        &self.schema.read().0
+    }
+
+    /// The type of the objects, likewise read when it is first looked at.
+    pub fn object_type(&self) -> StructRef {
+        let schema = self.schema.clone();
+        StructRef::lazy(move || schema.read().0.to_root())
+    }
+
     /// Everything that is wrong with an object that replaces `old`.
     fn check(&self, object: &Value, old: Option<&Value>, subresource: &str) -> ErrorList {
         let of_status = subresource == "status";
-        let mut errors = if of_status { self.check_status(object) } else { self.structural.validate(object) };
+        let mut errors = if of_status { self.check_status(object) } else { self.schema().validate(object) };
         if let Some(old) = old {
             let mut same = Vec::new();
-            unchanged(&self.structural, object, old, "", &mut same);
+            unchanged(self.schema(), object, old, "", &mut same);
             errors.retain(|error| !same.iter().any(|path| is_within(&error.field, path)));
         }
         // Lists that were wrong already may stay so.
-        if old.is_none_or(|old| self.structural.validate_lists(old).is_empty()) {
-            errors.extend(self.structural.validate_lists(object));
+        if old.is_none_or(|old| self.schema().validate_lists(old).is_empty()) {
+            errors.extend(self.schema().validate_lists(object));
         }
-        errors.extend(self.structural.validate_embedded(object));
+        errors.extend(self.schema().validate_embedded(object));
         if let Some(paths) = &self.scale {
             for path in [&paths.spec, &paths.status].into_iter().skip(usize::from(of_status)) {
                 errors.extend(check_replicas(object, path));
             }
         }
-        if let Some(found) = &self.rules {
+        if let Some(found) = self.rules() {
             match rules::blocking(&errors) {
                 Some(error) => errors.push(error),
-                None => errors.extend(found.check(&self.structural, object, old, Asked::Deciding)),
+                None => errors.extend(found.check(self.schema(), object, old, Asked::Deciding)),
             }
         }
         errors
@@ -92,7 +117,7 @@ impl CustomResource {
 
     /// The status on its own, as its writers are told of it: texts name its fields from there.
     fn check_status(&self, object: &Value) -> ErrorList {
-        let (Some(schema), Some(status)) = (self.structural.properties.get("status"), object.get("status")) else {
+        let (Some(schema), Some(status)) = (self.schema().properties.get("status"), object.get("status")) else {
             return ErrorList::new();
         };
         let mut errors = schema.validate(status);
@@ -163,51 +188,13 @@ fn interned_list(labels: Vec<&'static str>) -> &'static [&'static str] {
     kept
 }
 
-fn columns(defined: &[Value]) -> Vec<(Column, Option<JsonPath>)> {
-    let text = |v: &Value, name: &str| v.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let name = Column {
-        name: "Name".into(),
-        kind: "string".into(),
-        format: "name".into(),
-        description: "@meta.v1.ObjectMeta.name".into(),
-        priority: 0,
-    };
-    let mut columns = vec![(name, JsonPath::parse(".metadata.name"))];
-    if defined.is_empty() {
-        let age = Column {
-            name: "Age".into(),
-            kind: "date".into(),
-            format: "".into(),
-            description: "@meta.v1.ObjectMeta.creationTimestamp".into(),
-            priority: 0,
-        };
-        columns.push((age, JsonPath::parse(".metadata.creationTimestamp")));
-    }
-    for column in defined {
-        let path = text(column, "jsonPath");
-        let mut description = text(column, "description");
-        if description.is_empty() {
-            description = format!("Custom resource definition column (in JSONPath format): {path}");
-        }
-        let made = Column {
-            name: text(column, "name").into(),
-            kind: text(column, "type").into(),
-            format: text(column, "format").into(),
-            description: description.into(),
-            priority: column.get("priority").and_then(Value::as_i64).unwrap_or(0) as i32,
-        };
-        columns.push((made, JsonPath::parse(&path)));
-    }
-    columns
-}
-
 impl Resource for CustomResource {
     fn structural(&self) -> Option<&Structural> {
-        Some(&self.structural)
+        Some(self.schema())
     }
 
     fn open_api(&self) -> Option<&OpenApiSchema> {
-        Some(&self.schema)
+        Some(&self.schema.source)
     }
 
     fn scale_paths(&self) -> Option<&ScalePaths> {
@@ -236,7 +223,7 @@ impl Resource for CustomResource {
     }
 
     fn set_defaults(&self, object: &mut Value) {
-        self.structural.drop_nulls(object);
+        self.schema().drop_nulls(object);
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
@@ -249,8 +236,8 @@ impl Resource for CustomResource {
 
     /// What broke a rule before, and is the same, is let be.
     fn warnings(&self, _ctx: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
-        let (Some(rules), Some(old)) = (&self.rules, old) else { return Vec::new() };
-        let errors = rules.check(&self.structural, object, Some(old), Asked::Warning);
+        let (Some(rules), Some(old)) = (self.rules(), old) else { return Vec::new() };
+        let errors = rules.check(self.schema(), object, Some(old), Asked::Warning);
         errors.iter().map(ToString::to_string).collect()
     }
 
@@ -277,11 +264,9 @@ impl Resource for CustomResource {
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
-        let text = |value: &Value| match value {
-            Value::String(s) => s.clone(),
-            other => other.to_string(),
-        };
-        self.selectable.iter().map(|(label, path)| (*label, path.find(object).map(text).unwrap_or_default())).collect()
+        let text = |value: &Value| if value.is_null() { String::new() } else { printed(value) };
+        let found = |path: &JsonPath| path.find(object).map(|value| text(&value)).unwrap_or_default();
+        self.selectable.iter().map(|(label, path)| (*label, found(path))).collect()
     }
 
     fn selectable_labels(&self) -> &'static [&'static str] {
@@ -295,26 +280,8 @@ impl Resource for CustomResource {
     fn cells(&self, object: &Value, now: jiff::Timestamp) -> Vec<Value> {
         self.columns
             .iter()
-            .map(|(column, path)| {
-                let found = path.as_ref().and_then(|p| p.find(object)).filter(|v| !v.is_null());
-                found.map_or(Value::Null, |value| cell(&column.kind, value, now))
-            })
+            .map(|(column, path)| path.find(object).map_or(Value::Null, |value| cell(&column.kind, &value, now)))
             .collect()
-    }
-}
-
-/// A value as a column of this type shows it; null if it is of another.
-fn cell(kind: &str, value: &Value, now: jiff::Timestamp) -> Value {
-    match (kind, value) {
-        ("integer", Value::Number(n)) => n.as_i64().or_else(|| n.as_f64().map(|f| f as i64)).into(),
-        ("number", Value::Number(n)) => {
-            n.as_f64().map_or(Value::Null, |f| if n.is_i64() { value.clone() } else { f.into() })
-        }
-        ("boolean", Value::Bool(_)) => value.clone(),
-        ("date", Value::String(text)) => table::age_of(text, now).into(),
-        ("string", Value::String(_)) => value.clone(),
-        ("string", other) => other.to_string().into(),
-        _ => Value::Null,
     }
 }
 
