@@ -5,6 +5,7 @@
 
 use crate::request::User;
 use async_trait::async_trait;
+use coxswain_api::catalogue::ResourceType;
 use coxswain_api::{Status, Value};
 use std::sync::Arc;
 
@@ -38,6 +39,13 @@ pub trait Objects: Send + Sync + 'static {
         let mut all = self.list(group, resource, namespace);
         all.retain(|o| field.split('.').try_fold(&**o, |at, key| at.get(key)).and_then(Value::as_str) == Some(value));
         all
+    }
+
+    /// The other types by which the objects of a resource are served.
+    fn equivalents(&self, group: &str, version: &str, resource: &str) -> Vec<Arc<ResourceType>> {
+        let same = |ty: &&Arc<ResourceType>| &*ty.group_version.group == group && &*ty.plural == resource;
+        let others = coxswain_api::catalogue::builtin().resources().filter(same);
+        others.filter(|ty| &*ty.group_version.version != version).cloned().collect()
     }
 
     /// A number that changes whenever any object of the resource does; readers keep what they derived beside it and

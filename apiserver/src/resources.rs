@@ -4,6 +4,7 @@
 //! Built once for the built-in kinds; CustomResourceDefinitions add and remove entries while the server runs. Readers take
 //! the whole table as it is and keep it for one request.
 
+use crate::discovery::version_priority;
 use crate::registry::resource::Resource;
 use crate::store::Store;
 use arc_swap::ArcSwap;
@@ -56,6 +57,32 @@ impl Index {
 
     pub fn has_version(&self, group: &str, version: &str) -> bool {
         self.versions.contains_key(&(group.into(), version.into()))
+    }
+
+    /// The other types by which the objects of a resource are served: its other versions, and for events the other group.
+    pub fn equivalents(&self, group: &str, version: &str, plural: &str) -> Vec<Arc<ResourceType>> {
+        let Some(store) = self.get(group, version, plural).and_then(|served| served.store.as_ref()) else {
+            return Vec::new();
+        };
+        let other_group = match (group, plural) {
+            ("", "events") => Some("events.k8s.io"),
+            ("events.k8s.io", "events") => Some(""),
+            _ => None,
+        };
+        let mut found = Vec::new();
+        for group in std::iter::once(group).chain(other_group) {
+            let versions = self.versions.range((Arc::from(group), Arc::from(""))..);
+            for ((_, other), resources) in versions.take_while(|((g, _), _)| **g == *group) {
+                let same = |served: &&Arc<Served>| served.store.as_ref().is_some_and(|s| Arc::ptr_eq(s, store));
+                if let Some(served) = resources.get(plural).filter(same)
+                    && (**other != *version || other_group == Some(group))
+                {
+                    found.push(served.ty.clone());
+                }
+            }
+        }
+        found.sort_by_cached_key(|ty| std::cmp::Reverse(version_priority(&ty.group_version.version)));
+        found
     }
 
     pub fn insert(&mut self, served: Arc<Served>) {

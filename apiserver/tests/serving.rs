@@ -1,5 +1,8 @@
 //! A whole server on an embedded store, called in process and over TLS: lists, watches, custom resources and tunnels.
 
+#[path = "serving/requests.rs"]
+mod requests;
+
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use coxswain_api::{Value, json};
@@ -28,6 +31,10 @@ fn admin() -> User {
 
 impl Cluster {
     async fn start() -> Result<Self> {
+        Self::start_with(|_| {}).await
+    }
+
+    async fn start_with(edit: impl FnOnce(&mut Config)) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let storage = Arc::new(Embedded::open(&dir.path().join("data"), Options::default())?);
         let mut config = Config {
@@ -38,6 +45,7 @@ impl Cluster {
         let tokens = dir.path().join("tokens.csv");
         std::fs::write(&tokens, "T,admin,admin-uid,\"system:masters\"\n")?;
         config.authentication.token_auth_file = Some(tokens);
+        edit(&mut config);
         let mut server = Server::start(config, storage).await?;
         server.ready().await;
         Ok(Self { server: Arc::new(server), _dir: dir })
@@ -270,11 +278,35 @@ async fn logs_and_tunnels_reach_the_kubelet_of_the_pod() -> Result<()> {
     assert_eq!(logs.into_body().collect().await?.to_bytes(), "lines\n");
 
     // A tunnel needs a connection: through the socket.
+    let (mut sender, serving) = listen(&cluster.server).await?;
+    let request = Request::post("/api/v1/namespaces/default/pods/p/exec?stdout=true&command=ls&command=-l")
+        .header("host", "127.0.0.1")
+        .header("authorization", "Bearer T")
+        .header("connection", "Upgrade")
+        .header("upgrade", "SPDY/3.1")
+        .body(Incoming::default())?;
+    let mut response = sender.send_request(request).await?;
+    assert_eq!(response.status(), 101);
+    let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut response).await?);
+    tunnel.write_all(b"ahoy").await?;
+    let mut echo = [0; 4];
+    tokio::time::timeout(Duration::from_secs(10), tunnel.read_exact(&mut echo)).await??;
+    assert_eq!(&echo, b"ahoy");
+    serving.abort();
+    Ok(())
+}
+
+/// The body of a request over a connection, as it is made while it is sent.
+type Incoming = http_body_util::combinators::UnsyncBoxBody<Bytes, std::convert::Infallible>;
+type Connection = (hyper::client::conn::http1::SendRequest<Incoming>, tokio::task::JoinHandle<()>);
+
+/// A connection to a socket of the server's own.
+async fn listen(server: &Arc<Server>) -> Result<Connection> {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".into()])?;
     let tls = tls_config(made.cert.pem().as_bytes(), made.signing_key.serialize_pem().as_bytes())?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let server = cluster.server.clone();
+    let server = server.clone();
     let serving = tokio::spawn(async move { server.listen(listener, tls).await });
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone())?;
@@ -286,23 +318,9 @@ async fn logs_and_tunnels_reach_the_kubelet_of_the_pod() -> Result<()> {
     let stream = tokio::net::TcpStream::connect(address).await?;
     let name = rustls::pki_types::ServerName::try_from("127.0.0.1")?;
     let stream = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, stream).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection.with_upgrades());
-    let request = Request::post("/api/v1/namespaces/default/pods/p/exec?stdout=true&command=ls&command=-l")
-        .header("host", "127.0.0.1")
-        .header("authorization", "Bearer T")
-        .header("connection", "Upgrade")
-        .header("upgrade", "SPDY/3.1")
-        .body(Full::new(Bytes::new()))?;
-    let mut response = sender.send_request(request).await?;
-    assert_eq!(response.status(), 101);
-    let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut response).await?);
-    tunnel.write_all(b"ahoy").await?;
-    let mut echo = [0; 4];
-    tokio::time::timeout(Duration::from_secs(10), tunnel.read_exact(&mut echo)).await??;
-    assert_eq!(&echo, b"ahoy");
-    serving.abort();
-    Ok(())
+    Ok((sender, serving))
 }
 
 /// A body that fails in the worst way while it is read.

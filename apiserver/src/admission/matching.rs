@@ -3,8 +3,10 @@
 
 use super::{Attributes, Operation};
 use crate::objects::Objects;
+use coxswain_api::catalogue::{GroupVersion, ResourceType};
 use coxswain_api::selector::Selector;
-use coxswain_api::{Status, Value};
+use coxswain_api::{Status, Value, json};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 const GROUP: &str = "admissionregistration.k8s.io";
@@ -62,12 +64,41 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// Whether one of `RuleWithOperations` fits.
-pub(super) fn rules_match(rules: &Value, attributes: &Attributes<'_>) -> bool {
-    list(rules).any(|rule| rule_matches(rule, attributes))
+/// The type in which a rule asks for the objects of a request.
+pub(super) type AskedType = Arc<ResourceType>;
+
+/// Whether one of `RuleWithOperations` fits a request. With `matchPolicy: Equivalent`, the default, a rule for another version
+/// of the resource does: then the request is to be shown in that version.
+pub(super) fn rules_match(
+    rules: &Value,
+    match_policy: &Value,
+    attributes: &Attributes<'_>,
+    objects: &dyn Objects,
+) -> Option<Option<AskedType>> {
+    if list(rules).any(|rule| rule_matches(rule, attributes.resource, attributes)) {
+        return Some(None);
+    }
+    let own = attributes.resource;
+    // Most rules are for other resources altogether.
+    let may_match = |rule: &Value| list(&rule["resources"]).any(|pattern| resource_matches(pattern, own, attributes));
+    if match_policy == "Exact" || !list(rules).any(may_match) {
+        return None;
+    }
+    let gv = &own.group_version;
+    let mut others = objects.equivalents(&gv.group, &gv.version, &own.plural);
+    others.retain(|ty| attributes.subresource.is_empty() || ty.subresource(attributes.subresource).is_some());
+    // Earlier rules go before earlier versions.
+    let found = list(rules).find_map(|rule| others.iter().find(|ty| rule_matches(rule, ty, attributes)));
+    found.map(|ty| Some(ty.clone()))
 }
 
-fn rule_matches(rule: &Value, attributes: &Attributes<'_>) -> bool {
+fn resource_matches(pattern: &Value, ty: &ResourceType, attributes: &Attributes<'_>) -> bool {
+    let Some(pattern) = pattern.as_str() else { return false };
+    let (resource, subresource) = pattern.split_once('/').unwrap_or((pattern, ""));
+    (resource == "*" || *resource == *ty.plural) && (subresource == "*" || subresource == attributes.subresource)
+}
+
+fn rule_matches(rule: &Value, ty: &ResourceType, attributes: &Attributes<'_>) -> bool {
     let any = |key: &str, wanted: &str| list(&rule[key]).any(|v| v == "*" || v == wanted);
     let is_namespace = attributes.is_of("", "namespaces");
     let scope = match rule["scope"].as_str() {
@@ -75,21 +106,13 @@ fn rule_matches(rule: &Value, attributes: &Attributes<'_>) -> bool {
         Some("Cluster") => is_namespace || attributes.namespace.is_empty(),
         _ => true,
     };
-    let equivalent_version = |version: &str| {
-        // With `matchPolicy: Equivalent` any version of the resource counts; objects are alike in all of them.
-        any("apiVersions", version)
-    };
-    let resource = list(&rule["resources"]).filter_map(Value::as_str).any(|pattern| {
-        let (resource, subresource) = pattern.split_once('/').unwrap_or((pattern, ""));
-        (resource == "*" || resource == attributes.plural())
-            && (subresource == "*" || subresource == attributes.subresource)
-    });
+    let resource = list(&rule["resources"]).any(|pattern| resource_matches(pattern, ty, attributes));
     let named = list(&rule["resourceNames"]).next().is_none()
         || list(&rule["resourceNames"]).any(|name| name == attributes.name);
     scope
         && any("operations", operation_name(attributes.operation))
-        && any("apiGroups", attributes.group())
-        && equivalent_version(&attributes.resource.group_version.version)
+        && any("apiGroups", &ty.group_version.group)
+        && any("apiVersions", &ty.group_version.version)
         && resource
         && named
 }
@@ -153,16 +176,61 @@ pub(super) fn access_request(attributes: &Attributes<'_>) -> coxswain_cel::Acces
     }
 }
 
+/// The kind of what is written: a subresource may have one of its own.
+pub(super) fn kind_of<'t>(ty: &'t ResourceType, subresource: &str) -> (&'t GroupVersion, &'t str) {
+    match ty.subresource(subresource) {
+        Some(own) => (&own.group_version, &own.kind),
+        None => (&ty.group_version, &ty.kind),
+    }
+}
+
+/// An object of the request with the kind that it is of, in the version in which it is asked for.
+pub(super) fn shown(object: &Value, attributes: &Attributes<'_>, asked: Option<&AskedType>) -> Value {
+    let mut object = object.clone();
+    if object["kind"].is_null() && attributes.operation != Operation::Connect {
+        let (version, kind) = kind_of(attributes.resource, attributes.subresource);
+        object["apiVersion"] = json!(version.api_version());
+        object["kind"] = json!(kind);
+    }
+    if let Some(ty) = asked {
+        coxswain_api::conversion::convert(&mut object, kind_of(ty, attributes.subresource).0);
+    }
+    object
+}
+
+/// As [`shown`], where it is of use only if it is another version.
+pub(super) fn converted<'o>(
+    object: Option<&'o Value>,
+    attributes: &Attributes<'_>,
+    asked: Option<&AskedType>,
+) -> Option<Cow<'o, Value>> {
+    object.map(|object| match asked {
+        None => Cow::Borrowed(object),
+        Some(_) => Cow::Owned(shown(object, attributes, asked)),
+    })
+}
+
+/// Takes an object that [`shown`] has converted back to the version of the request.
+pub(super) fn restored(mut object: Value, attributes: &Attributes<'_>, asked: Option<&AskedType>) -> Value {
+    if asked.is_some() {
+        coxswain_api::conversion::convert(&mut object, kind_of(attributes.resource, attributes.subresource).0);
+    }
+    object
+}
+
 /// The request as `AdmissionRequest` shows it, without the objects.
-pub(super) fn request(attributes: &Attributes<'_>) -> Value {
-    let version = &attributes.resource.group_version;
-    let kind =
-        serde_json::json!({"group": &*version.group, "version": &*version.version, "kind": &*attributes.resource.kind});
-    let resource =
-        serde_json::json!({"group": &*version.group, "version": &*version.version, "resource": attributes.plural()});
+pub(super) fn request(attributes: &Attributes<'_>, asked: Option<&AskedType>) -> Value {
+    let names = |ty: &ResourceType| {
+        let (version, kind) = kind_of(ty, attributes.subresource);
+        let kind = json!({"group": &*version.group, "version": &*version.version, "kind": kind});
+        let version = &ty.group_version;
+        (kind, json!({"group": &*version.group, "version": &*version.version, "resource": &*ty.plural}))
+    };
+    let (request_kind, request_resource) = names(attributes.resource);
+    let (kind, resource) = names(asked.map_or(attributes.resource, |ty| ty));
     let user = &attributes.ctx.user;
-    let mut out = serde_json::json!({
-        "kind": kind, "resource": resource, "requestKind": kind, "requestResource": resource,
+    let mut out = json!({
+        "kind": kind, "resource": resource, "requestKind": request_kind, "requestResource": request_resource,
         "operation": operation_name(attributes.operation),
         "userInfo": crate::registry::authentication::user_info(user),
         "dryRun": attributes.ctx.dry_run,
@@ -175,8 +243,66 @@ pub(super) fn request(attributes: &Attributes<'_>) -> Value {
         ("namespace", attributes.namespace),
     ] {
         if !text.is_empty() {
-            out[key] = serde_json::json!(text);
+            out[key] = json!(text);
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::memory::Memory;
+    use crate::request::Context;
+    use coxswain_api::catalogue;
+
+    fn asked(rule: Value, match_policy: &str, version: &str) -> Option<Option<String>> {
+        let ty = catalogue::builtin().resource("autoscaling", version, "horizontalpodautoscalers").unwrap();
+        let ctx = Context {
+            user: Arc::default(),
+            info: Arc::default(),
+            dry_run: false,
+            field_manager: String::new(),
+            now: jiff::Timestamp::UNIX_EPOCH,
+            warnings: Default::default(),
+        };
+        let mut object = json!({
+            "metadata": {"name": "h"}, "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 80, "scaleTargetRef": {"kind": "Deployment", "name": "d"}}});
+        let attributes = Attributes {
+            ctx: &ctx,
+            operation: Operation::Create,
+            resource: ty,
+            subresource: "",
+            namespace: "n",
+            name: "h",
+            object: Some(&mut object),
+            old: None,
+            options: &Value::Null,
+        };
+        let found = rules_match(&json!([rule]), &json!(match_policy), &attributes, &Memory::default())?;
+        let object = shown(attributes.new_object().unwrap(), &attributes, found.as_ref());
+        let request = request(&attributes, found.as_ref());
+        assert_eq!(request["requestKind"]["version"], version);
+        assert_eq!(request["kind"]["version"], object["apiVersion"].as_str().unwrap().rsplit('/').next().unwrap());
+        if let Some(other) = &found {
+            assert_eq!(object["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 80);
+            let back = restored(object, &attributes, found.as_ref());
+            assert_eq!(back["spec"]["targetCPUUtilizationPercentage"], 80);
+            return Some(Some(other.group_version.api_version().to_string()));
+        }
+        Some(None)
+    }
+
+    #[test]
+    fn a_rule_for_another_version_asks_for_the_object_in_that() {
+        let rule = |version: &str| {
+            json!({"operations": ["*"], "apiGroups": ["autoscaling"], "apiVersions": [version],
+                "resources": ["horizontalpodautoscalers"]})
+        };
+        assert_eq!(asked(rule("v1"), "Equivalent", "v1"), Some(None));
+        assert_eq!(asked(rule("v2"), "Equivalent", "v1"), Some(Some("autoscaling/v2".into())));
+        assert_eq!(asked(rule("v2"), "Exact", "v1"), None);
+        assert_eq!(asked(rule("v3"), "Equivalent", "v1"), None);
+        assert_eq!(asked(rule("*"), "Exact", "v1"), Some(None));
+    }
 }

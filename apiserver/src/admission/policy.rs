@@ -5,7 +5,9 @@ mod mutating;
 pub use mutating::MutatingAdmissionPolicy;
 
 use super::cel::{Asked, Variables, conditions_hold};
-use super::matching::{Remembered, access_request, is_exempt, namespace_of, request, rules_match, selectors_match};
+use super::matching::{
+    AskedType, Remembered, access_request, converted, is_exempt, namespace_of, request, rules_match, selectors_match,
+};
 use super::{Attributes, Operation, Plugin};
 use crate::authorization::Authorization;
 use crate::objects::Objects;
@@ -65,16 +67,21 @@ impl Common {
         Asked { authorization: self.authorization.clone(), user: attributes.ctx.user.clone() }
     }
 
-    async fn matches(&self, criteria: &Value, all_if_empty: bool, attributes: &Attributes<'_>) -> Result<bool, Status> {
-        if rules_match(&criteria["excludeResourceRules"], attributes) {
-            return Ok(false);
+    /// Whether the criteria are for the request, and in which type they ask for its objects if it is not the request's own.
+    async fn matches(
+        &self,
+        criteria: &Value,
+        all_if_empty: bool,
+        attributes: &Attributes<'_>,
+    ) -> Result<Option<Option<AskedType>>, Status> {
+        let fitting = |rules: &Value| rules_match(rules, &criteria["matchPolicy"], attributes, &*self.objects);
+        if fitting(&criteria["excludeResourceRules"]).is_some() {
+            return Ok(None);
         }
         let rules = &criteria["resourceRules"];
         let unbounded = all_if_empty && rules.as_array().is_none_or(Vec::is_empty);
-        if !unbounded && !rules_match(rules, attributes) {
-            return Ok(false);
-        }
-        selectors_match(criteria, attributes, &self.objects).await
+        let Some(asked) = (if unbounded { Some(None) } else { fitting(rules) }) else { return Ok(None) };
+        Ok(selectors_match(criteria, attributes, &self.objects).await?.then_some(asked))
     }
 
     /// The plural of a kind, built in or custom, and whether it is namespaced.
@@ -198,12 +205,17 @@ impl Plugin for ValidatingAdmissionPolicy {
         for policy in self.common.policies.all().iter() {
             let name = policy["metadata"]["name"].as_str().unwrap_or_default();
             let bound: Vec<_> = bindings.iter().filter(|b| b["spec"]["policyName"] == name).collect();
-            if bound.is_empty() || !self.common.matches(&policy["spec"]["matchConstraints"], false, attributes).await? {
+            if bound.is_empty() {
                 continue;
             }
+            let Some(ty) = self.common.matches(&policy["spec"]["matchConstraints"], false, attributes).await? else {
+                continue;
+            };
+            let object = converted(attributes.new_object(), attributes, ty.as_ref());
+            let old = converted(attributes.old, attributes, ty.as_ref());
             let namespace = namespace_of(attributes, &self.common.objects).await?;
             for binding in bound {
-                if !self.common.matches(&binding["spec"]["matchResources"], true, attributes).await? {
+                if self.common.matches(&binding["spec"]["matchResources"], true, attributes).await?.is_none() {
                     continue;
                 }
                 let denials = match self.common.params(policy, binding, attributes) {
@@ -217,11 +229,11 @@ impl Plugin for ValidatingAdmissionPolicy {
                     }
                     Ok(params) => {
                         let mut denials = Vec::new();
-                        let (shown, asked) = (request(attributes), self.common.asked(attributes));
+                        let (shown, asked) = (request(attributes, ty.as_ref()), self.common.asked(attributes));
                         for param in &params {
                             let mut variables = Variables::new();
-                            variables.set("object", attributes.new_object());
-                            variables.set("oldObject", attributes.old);
+                            variables.set("object", object.as_deref());
+                            variables.set("oldObject", old.as_deref());
                             variables.set("request", Some(&shown));
                             variables.set_authorizer(&asked, access_request(attributes));
                             variables.set("params", param.as_deref());

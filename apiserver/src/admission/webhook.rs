@@ -7,7 +7,9 @@ mod client;
 mod trust;
 
 use super::cel::{Asked, Variables, conditions_hold};
-use super::matching::{Remembered, access_request, is_exempt, request, rules_match, selectors_match};
+use super::matching::{
+    AskedType, Remembered, access_request, converted, is_exempt, request, restored, rules_match, selectors_match, shown,
+};
 use super::{Attributes, Operation, Plugin};
 use crate::authorization::Authorization;
 use crate::objects::Objects;
@@ -49,6 +51,13 @@ enum Failure {
     Refused(Status),
 }
 
+/// A webhook that a request is for.
+struct Hook {
+    config: Value,
+    /// The type in which it wants to see the objects, where that is not the request's own.
+    asked: Option<AskedType>,
+}
+
 struct Caller {
     objects: Arc<dyn Objects>,
     authorization: Arc<Authorization>,
@@ -63,7 +72,7 @@ impl Caller {
     }
 
     /// The webhooks that the request is for, by the name of their configuration and then in their own order.
-    async fn relevant(&self, attributes: &Attributes<'_>) -> Result<Vec<Value>, Status> {
+    async fn relevant(&self, attributes: &Attributes<'_>) -> Result<Vec<Hook>, Status> {
         let configurations = self.configurations.all();
         let mut hooks = Vec::new();
         if configurations.is_empty() || is_exempt(attributes) {
@@ -71,30 +80,37 @@ impl Caller {
         }
         for configuration in configurations.iter() {
             for hook in configuration["webhooks"].as_array().into_iter().flatten() {
-                if rules_match(&hook["rules"], attributes) && selectors_match(hook, attributes, &self.objects).await? {
-                    hooks.push(hook.clone());
+                let Some(asked) = rules_match(&hook["rules"], &hook["matchPolicy"], attributes, &*self.objects) else {
+                    continue;
+                };
+                if selectors_match(hook, attributes, &self.objects).await? {
+                    hooks.push(Hook { config: hook.clone(), asked });
                 }
             }
         }
         Ok(hooks)
     }
 
-    fn conditions_hold(&self, hook: &Value, attributes: &Attributes<'_>) -> Result<bool, String> {
-        let shown = request(attributes);
+    fn conditions_hold(&self, hook: &Hook, attributes: &Attributes<'_>) -> Result<bool, String> {
+        let shown = request(attributes, hook.asked.as_ref());
+        let object = converted(attributes.new_object(), attributes, hook.asked.as_ref());
+        let old = converted(attributes.old, attributes, hook.asked.as_ref());
         let asked = Asked { authorization: self.authorization.clone(), user: attributes.ctx.user.clone() };
         let mut variables = Variables::new();
-        variables.set("object", attributes.new_object());
-        variables.set("oldObject", attributes.old);
+        variables.set("object", object.as_deref());
+        variables.set("oldObject", old.as_deref());
         variables.set("request", Some(&shown));
         variables.set_authorizer(&asked, access_request(attributes));
-        conditions_hold(&hook["matchConditions"], &variables)
+        conditions_hold(&hook.config["matchConditions"], &variables)
     }
 
     /// Asks one webhook; none if its conditions say that it is not for this request.
-    async fn ask(&self, hook: &Value, attributes: &Attributes<'_>) -> Result<Option<Value>, Failure> {
-        if hook["matchConditions"].is_array() && !self.conditions_hold(hook, attributes).map_err(Failure::Broken)? {
+    async fn ask(&self, hook: &Hook, attributes: &Attributes<'_>) -> Result<Option<Value>, Failure> {
+        let Hook { config, asked: ty } = hook;
+        if config["matchConditions"].is_array() && !self.conditions_hold(hook, attributes).map_err(Failure::Broken)? {
             return Ok(None);
         }
+        let (hook, ty) = (config, ty.as_ref());
         let name = hook["name"].as_str().unwrap_or_default();
         let harmless = matches!(hook["sideEffects"].as_str(), Some("None" | "NoneOnDryRun"));
         if attributes.ctx.dry_run && !harmless {
@@ -107,10 +123,10 @@ impl Caller {
             Failure::Broken("webhook does not accept known AdmissionReview versions (v1, v1beta1)".into())
         })?;
         let uid = uuid::Uuid::new_v4().to_string();
-        let mut asked = request(attributes);
+        let mut asked = request(attributes, ty);
         asked["uid"] = json!(uid);
-        asked["object"] = attributes.new_object().map_or(Value::Null, |o| whole(o, attributes));
-        asked["oldObject"] = attributes.old.map_or(Value::Null, |o| whole(o, attributes));
+        asked["object"] = attributes.new_object().map_or(Value::Null, |o| shown(o, attributes, ty));
+        asked["oldObject"] = attributes.old.map_or(Value::Null, |o| shown(o, attributes, ty));
         let api_version = format!("admission.k8s.io/{version}");
         let review = json!({"kind": "AdmissionReview", "apiVersion": api_version, "request": asked});
         let answer = self
@@ -147,7 +163,8 @@ impl Caller {
 }
 
 /// What a failure means for the request.
-fn outcome(hook: &Value, failure: Failure) -> Result<(), Status> {
+fn outcome(hook: &Hook, failure: Failure) -> Result<(), Status> {
+    let hook = &hook.config;
     match failure {
         Failure::Refused(status) => Err(status),
         Failure::Broken(why) => {
@@ -160,16 +177,6 @@ fn outcome(hook: &Value, failure: Failure) -> Result<(), Status> {
             Err(Status::internal(text))
         }
     }
-}
-
-/// The object with the kind that it is of.
-fn whole(object: &Value, attributes: &Attributes<'_>) -> Value {
-    let mut object = object.clone();
-    if object["kind"].is_null() && attributes.operation != Operation::Connect {
-        object["apiVersion"] = json!(attributes.resource.group_version.api_version());
-        object["kind"] = json!(&*attributes.resource.kind);
-    }
-    object
 }
 
 /// The refusal of a webhook (upstream: `webhook/errors.ToStatusErr`).
@@ -196,7 +203,12 @@ fn denied(name: &str, status: &Value) -> Status {
 }
 
 /// The object as the webhook's patch makes it.
-fn patched(object: &Value, response: &Value, attributes: &Attributes<'_>) -> Result<Option<Value>, Failure> {
+fn patched(
+    object: &Value,
+    response: &Value,
+    attributes: &Attributes<'_>,
+    asked: Option<&AskedType>,
+) -> Result<Option<Value>, Failure> {
     let Some(encoded) = response["patch"].as_str().filter(|p| !p.is_empty()) else { return Ok(None) };
     if response["patchType"] != "JSONPatch" && !response["patchType"].is_null() {
         let kind = go_quote(response["patchType"].as_str().unwrap_or_default());
@@ -208,15 +220,13 @@ fn patched(object: &Value, response: &Value, attributes: &Attributes<'_>) -> Res
     if patch.as_array().is_some_and(Vec::is_empty) {
         return Ok(None);
     }
-    let object = whole(object, attributes);
+    let object = shown(object, attributes, asked);
     let refused = |why: String| Failure::Refused(Status::internal(why));
     let changed = coxswain_api::patch::json(&object, &patch).map_err(|e| refused(e.message))?;
-    let schema = match attributes.resource.subresource(attributes.subresource) {
-        Some(subresource) => &subresource.schema,
-        None => &attributes.resource.schema,
-    };
+    let ty = asked.map_or(attributes.resource, |ty| ty);
+    let schema = ty.subresource(attributes.subresource).map_or(&ty.schema, |subresource| &subresource.schema);
     let decoded = coxswain_api::codec::json::decode_tree(&changed, schema).map_err(|e| refused(e.to_string()))?;
-    Ok(Some(decoded.value))
+    Ok(Some(restored(decoded.value, attributes, asked)))
 }
 
 #[async_trait]
@@ -240,7 +250,7 @@ impl Plugin for MutatingAdmissionWebhook {
             let hook = &hooks[index];
             let result = match self.caller.ask(hook, attributes).await {
                 Ok(Some(response)) => match attributes.new_object() {
-                    Some(object) => patched(object, &response, attributes),
+                    Some(object) => patched(object, &response, attributes, hook.asked.as_ref()),
                     None => Ok(None),
                 },
                 Ok(None) => Ok(None),
@@ -251,7 +261,9 @@ impl Plugin for MutatingAdmissionWebhook {
                     let Some(object) = attributes.object.as_deref_mut() else { continue };
                     if round == 0 && *object != changed {
                         let earlier = hooks[..index].iter().enumerate();
-                        again.extend(earlier.filter(|(_, h)| h["reinvocationPolicy"] == "IfNeeded").map(|(i, _)| i));
+                        again.extend(
+                            earlier.filter(|(_, h)| h.config["reinvocationPolicy"] == "IfNeeded").map(|(i, _)| i),
+                        );
                     }
                     *object = changed;
                 }

@@ -7,6 +7,7 @@ use crate::resources::Resources;
 use crate::store::Store;
 use async_trait::async_trait;
 use bytes::Bytes;
+use coxswain_api::catalogue::ResourceType;
 use coxswain_api::{Status, Value};
 use http_body_util::{BodyExt, Full};
 use std::ops::Bound;
@@ -83,6 +84,10 @@ impl Objects for ServerObjects {
         let mut all = self.list(group, resource, namespace);
         all.retain(|o| field.split('.').try_fold(&**o, |at, key| at.get(key)).and_then(Value::as_str) == Some(value));
         all
+    }
+
+    fn equivalents(&self, group: &str, version: &str, resource: &str) -> Vec<Arc<ResourceType>> {
+        self.resources.index().equivalents(group, version, resource)
     }
 
     fn version(&self, group: &str, resource: &str) -> u64 {
