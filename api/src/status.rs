@@ -214,7 +214,7 @@ impl Status {
     }
 
     pub fn too_large(message: impl std::fmt::Display) -> Self {
-        Self::new(413, "RequestEntityTooLarge", format!("Request entity is too large: {message}"))
+        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: {message}"))
     }
 
     pub fn is_not_found(&self) -> bool {

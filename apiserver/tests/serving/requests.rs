@@ -58,7 +58,7 @@ async fn a_body_that_is_too_long_is_refused() -> Result<()> {
     };
     let (code, status) = post(BODY_MAX + 1).await?;
     assert_eq!((code, &status["reason"]), (413, &json!("RequestEntityTooLarge")));
-    assert_eq!(status["message"], "Request entity is too large: limit is 3145728");
+    assert_eq!(status["message"], "Request entity too large: limit is 3145728");
     // As long as that it may be, though this one says nothing.
     assert_eq!(post(BODY_MAX).await?.0, 400);
     Ok(())
