@@ -190,8 +190,8 @@ impl Slice {
 }
 
 impl Filter {
-    fn takes(&self, element: &Cow<'_, Value>) -> Result<bool, Stuck> {
-        let left = eval(vec![element.clone()], &self.left);
+    fn takes(&self, element: &Value) -> Result<bool, Stuck> {
+        let left = eval(vec![Cow::Borrowed(element)], &self.left);
         if self.operator == Operator::Exists {
             return Ok(left.map_or_else(|stuck| stuck.any, |found| !found.is_empty()));
         }
@@ -199,7 +199,7 @@ impl Filter {
             [value] => Ok(Value::clone(value)),
             _ => Err(Stuck { any: true }),
         };
-        let (left, right) = (one(left)?, one(eval(vec![element.clone()], &self.right))?);
+        let (left, right) = (one(left)?, one(eval(vec![Cow::Borrowed(element)], &self.right))?);
         self.operator.holds(&left, &right).ok_or(Stuck { any: true })
     }
 }
