@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Fetches the clients that `make test-clients` drives into .cache/: kubectl of every supported minor version, Helm, and the
-# client libraries for Python and JavaScript. Does nothing where everything is there.
+# client libraries for Python and JavaScript. Does nothing where everything is there. What is not to be had, because its registry
+# cannot be reached, is named and left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p .cache/bin .cache/tmp
@@ -52,9 +53,12 @@ for minor in $KUBECTL_VERSIONS; do
 done
 
 if [ ! -x .cache/bin/helm ]; then
-    from_layer 35
-    place "$scratch/35/helm/helm" .cache/bin/helm
-    echo "$(.cache/bin/helm version --short) is there"
+    if from_layer 35; then
+        place "$scratch/35/helm/helm" .cache/bin/helm
+        echo "$(.cache/bin/helm version --short) is there"
+    else
+        echo "Helm is not to be had; it is left out" >&2
+    fi
 fi
 
 stamp="kubernetes$KUBERNETES_PY"
@@ -62,17 +66,24 @@ if [ "$(cat .cache/python/stamp 2>/dev/null)" != "$stamp" ]; then
     rm -rf .cache/python
     python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --target .cache/python \
         "kubernetes$KUBERNETES_PY" 2>&1 | { grep -v -e "dependency resolver" -e "but you have" >&2 || true; }
-    echo "$stamp" >.cache/python/stamp
-    echo "The Python client is there"
+    if [ -d .cache/python/kubernetes ]; then
+        echo "$stamp" >.cache/python/stamp
+        echo "The Python client is there"
+    else
+        echo "The Python client is not to be had; it is left out" >&2
+    fi
 fi
 
 if ! command -v npm >/dev/null 2>&1; then
     if [ "$(id -u)" -ne 0 ]; then echo "Please install: nodejs npm" >&2; exit 1; fi
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm >/dev/null || true
 fi
 if [ "$(cat .cache/js/stamp 2>/dev/null)" != "$CLIENT_NODE" ]; then
     rm -rf .cache/js && mkdir -p .cache/js
-    npm install --silent --no-fund --no-audit --prefix .cache/js "@kubernetes/client-node@$CLIENT_NODE" >/dev/null
-    echo "$CLIENT_NODE" >.cache/js/stamp
-    echo "The JavaScript client is there"
+    if npm install --silent --no-fund --no-audit --prefix .cache/js "@kubernetes/client-node@$CLIENT_NODE" >/dev/null; then
+        echo "$CLIENT_NODE" >.cache/js/stamp
+        echo "The JavaScript client is there"
+    else
+        echo "The JavaScript client is not to be had; it is left out" >&2
+    fi
 fi
