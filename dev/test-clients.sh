@@ -70,6 +70,13 @@ if [ "${1:-}" = --inside ]; then
     lane "${first[@]}"
     wait
     lane "${last[@]}"
+    # Sessions wait by clocks of their own, and many ran beside each other: what failed so gets one more try with fewer beside it.
+    for name in "${first[@]}" "${beside[@]}" "${last[@]}"; do
+        grep -qE '^[0-9]+ passed, 0 failed$' "$logs/$name" && continue
+        printf '\n%s failed and runs once more\n' "$name"
+        JOBS=3
+        lane "$name"
+    done
     passed=0 failed=0
     for name in "${first[@]}" "${beside[@]}" "${last[@]}"; do
         line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$logs/$name" | tail -n 1 || true)
