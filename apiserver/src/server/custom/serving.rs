@@ -71,7 +71,13 @@ impl Custom {
         self.feed.remove(&prefixes).await;
         for begin in [Begin::Now, Begin::Past] {
             let stores = ready.iter().filter(|r| r.is_new == (begin == Begin::Now)).map(|r| r.store.clone());
-            self.feed.add(stores.collect(), begin).await?;
+            if let Err(status) = self.feed.add(stores.collect(), begin).await {
+                // They come up again, also those of which there is nothing to write.
+                for one in &ready {
+                    self.known.entry(one.name.clone()).and_modify(|known| known.state = super::State::Pending);
+                }
+                return Err(status);
+            }
         }
         self.front.resources.change(|index| {
             for one in &ready {
