@@ -137,16 +137,13 @@ impl Resources {
     }
 
     /// Waits, but not for long, until the table has what the definitions say that clients can see by now: who has seen
-    /// that a kind is established expects it to be served. True if there was anything to wait for.
-    pub async fn catch_up(&self) -> bool {
-        let Some(definitions) = self.store("apiextensions.k8s.io", "customresourcedefinitions") else { return false };
+    /// that a kind is established expects it to be served. Whoever looked at the table before has to look again, also where
+    /// there was nothing to wait for: the table may have got there meanwhile.
+    pub async fn catch_up(&self) {
+        let Some(definitions) = self.store("apiextensions.k8s.io", "customresourcedefinitions") else { return };
         let shown = definitions.cache().changed();
-        if *self.reached.borrow() >= shown {
-            return false;
-        }
         let mut reached = self.reached.subscribe();
-        let caught_up = tokio::time::timeout(CATCH_UP_MAX, reached.wait_for(|at| *at >= shown)).await;
-        matches!(caught_up, Ok(Ok(_)))
+        let _late = tokio::time::timeout(CATCH_UP_MAX, reached.wait_for(|at| *at >= shown)).await;
     }
 
     /// The whole table as it is now.

@@ -18,7 +18,8 @@ impl Front {
         let mut index = self.resources.index();
         let info = incoming.ctx.info.clone();
         let accepted = incoming.accepted_or_json();
-        if index.get(&info.group, &info.version, &info.resource).is_none() && self.resources.catch_up().await {
+        if index.get(&info.group, &info.version, &info.resource).is_none() {
+            self.resources.catch_up().await;
             index = self.resources.index();
         }
         if !index.has_group(&info.group) {
