@@ -283,8 +283,30 @@ impl BadValue for &View<'_> {
 pub fn go_value(value: &Value) -> String {
     match value {
         Value::String(s) => go_quote(s),
+        composite @ (Value::Object(_) | Value::Array(_)) => go_json(composite),
         other => other.to_string(),
     }
+}
+
+/// As Go's `encoding/json` writes it: safe to stand in HTML, and label selectors in the order of their type's fields.
+fn go_json(value: &Value) -> String {
+    let text = match (value.get("matchLabels"), value.get("matchExpressions")) {
+        (Some(labels), Some(expressions)) if value.as_object().is_some_and(|o| o.len() == 2) => {
+            format!(r#"{{"matchLabels":{labels},"matchExpressions":{expressions}}}"#)
+        }
+        _ => value.to_string(),
+    };
+    if !text.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
+        return text;
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
+            other => safe.push(other),
+        }
+    }
+    safe
 }
 
 /// A string as Go's `%q` quotes it.

@@ -376,6 +376,16 @@ pub fn path_segment(name: &str, prefix: bool) -> Vec<String> {
     illegal.map(|c| format!("may not contain '{c}'")).collect()
 }
 
+/// Why an object of this name cannot be asked for, in the words of a client of upstream's (`rest.Request.Name`).
+pub fn unaddressable(name: &str) -> Option<String> {
+    if name.is_empty() {
+        return Some("resource name may not be empty".into());
+    }
+    let reasons = path_segment(name, false);
+    (!reasons.is_empty())
+        .then(|| format!("invalid resource name {}: [{}]", crate::field::go_quote(name), reasons.join(" ")))
+}
+
 /// How many random characters follow a `generateName`.
 pub const RANDOM_SUFFIX_LEN: usize = 5;
 /// No vowels and no digits that look like them: a suffix never spells a word.

@@ -11,92 +11,28 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use parking_lot::RwLock;
 use std::collections::BTreeSet;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tower::ServiceExt;
 
 /// A database of the test's own, which ends with it.
-struct Backend {
-    address: String,
-    process: Child,
-    _directory: tempfile::TempDir,
+enum Backend {
+    Etcd(coxswain_testing::etcd::Etcd),
+    Postgres(coxswain_testing::postgres::Postgres),
 }
 
-impl Drop for Backend {
-    fn drop(&mut self) {
-        // Postgres' processes end with the first one only if that is asked to.
-        let _ = Command::new("kill").args(["-INT", &self.process.id().to_string()]).status();
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(5) && matches!(self.process.try_wait(), Ok(None)) {
-            std::thread::sleep(Duration::from_millis(20));
+impl Backend {
+    fn address(&self) -> String {
+        match self {
+            Backend::Etcd(etcd) => etcd.address(),
+            Backend::Postgres(postgres) => postgres.address("coxswain"),
         }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
-}
-
-fn etcd() -> Result<Backend> {
-    let directory = tempfile::tempdir()?;
-    let free = || anyhow::Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?);
-    let (client, peer) = (free()?, free()?);
-    let (url, peers) = (format!("http://{client}"), format!("http://{peer}"));
-    let process = Command::new("etcd")
-        .args(["--listen-client-urls", &url, "--advertise-client-urls", &url, "--listen-peer-urls", &peers])
-        .args(["--initial-advertise-peer-urls", &peers, "--initial-cluster", &format!("default={peers}")])
-        .arg("--data-dir")
-        .arg(directory.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("etcd")?;
-    Ok(Backend { address: format!("etcd://{client}"), process, _directory: directory })
-}
-
-/// Debian keeps the servers of each version apart.
-fn postgres_program(name: &str) -> Result<PathBuf> {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").context("Postgres is not installed")?;
-    let mut found: Vec<PathBuf> = versions.flatten().map(|v| v.path().join("bin").join(name)).collect();
-    found.retain(|path| path.exists());
-    found.sort();
-    found.pop().context("Postgres is not installed")
-}
-
-/// Postgres refuses to run as root, so root runs it as the user that its package makes.
-fn as_postgres(program: PathBuf) -> Result<Command> {
-    let root = Command::new("id").arg("-u").output()?.stdout.starts_with(b"0\n");
-    if !root {
-        return Ok(Command::new(program));
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
-    Ok(command)
-}
-
-fn postgres() -> Result<Backend> {
-    let directory = tempfile::tempdir()?;
-    Command::new("chown").arg("postgres").arg(directory.path()).status()?;
-    let data = directory.path().join("data");
-    let made = as_postgres(postgres_program("initdb")?)?
-        .args(["--username=coxswain", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-D"])
-        .arg(&data)
-        .stdout(Stdio::null())
-        .status()?;
-    ensure!(made.success());
-    let process = as_postgres(postgres_program("postgres")?)?
-        .args(["-c", "listen_addresses=", "-c", "shared_buffers=32MB", "-D"])
-        .args([&data, Path::new("-k"), directory.path()])
-        .stderr(Stdio::null())
-        .spawn()?;
-    let socket = directory.path().display().to_string().replace('/', "%2F");
-    Ok(Backend { address: format!("postgres://coxswain@{socket}/postgres"), process, _directory: directory })
 }
 
 async fn start(backend: &Backend, number: u8) -> Result<Server> {
-    let address = Address::parse(&backend.address)?;
+    let address = Address::parse(&backend.address())?;
     let begun = Instant::now();
     let storage = loop {
         match address.open(Duration::from_secs(300)).await {
@@ -347,10 +283,10 @@ async fn two_servers(backend: Backend) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_servers_on_one_postgres_are_as_one() -> Result<()> {
-    two_servers(postgres()?).await
+    two_servers(Backend::Postgres(coxswain_testing::postgres::Postgres::start())).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_servers_on_one_etcd_are_as_one() -> Result<()> {
-    two_servers(etcd()?).await
+    two_servers(Backend::Etcd(coxswain_testing::etcd::Etcd::start())).await
 }

@@ -13,17 +13,18 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     const COMPONENT: &[&str] = &["api", "client"];
     BTreeMap::from([
         ("api", &[][..]),
-        ("storage", &[][..]),
+        ("storage", &["testing"][..]),
         ("cel", &["api"][..]),
-        ("apiserver", &["api", "cel", "storage"][..]),
+        ("apiserver", &["api", "cel", "storage", "testing"][..]),
         ("client", &["api"][..]),
         ("scheduler", COMPONENT),
         ("controllers", COMPONENT),
         ("cloud", COMPONENT),
         ("kubelet", COMPONENT),
         ("proxy", COMPONENT),
-        ("conformance", &["client"][..]),
+        ("conformance", &["client", "testing"][..]),
         ("bench", &["client", "storage"][..]),
+        ("testing", &[][..]),
         ("testapp", &[][..]),
         (
             "coxswain",

@@ -10,9 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use coxswain_storage::{Embedded, Etcd, Expect, ListOptions, Op, Postgres, Revision, Storage, Write};
 use coxswain_storage::{embedded, etcd, postgres};
+use coxswain_testing::{ports, postgres::command as postgres_command};
 use futures::StreamExt;
 use rand::{RngCore, SeedableRng, rngs::StdRng};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl Bench {
         if kind == "postgres" && url.is_none() {
             std::fs::create_dir(&data)?;
             let _ = Command::new("chown").arg("-R").arg("postgres").arg(directory.path()).status();
-            let made = postgres_command("initdb")?
+            let made = postgres_command("initdb")
                 .args(["--username=coxswain", "--auth=trust", "--encoding=UTF8", "--locale=C", "-D"])
                 .arg(&data)
                 .stdout(Stdio::null())
@@ -105,16 +105,16 @@ impl Bench {
         if self.url.is_some() || self.server.is_some() || self.kind == "embedded" {
             return Ok(());
         }
-        let free = || anyhow::Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
         let (mut command, url) = if self.kind == "etcd" {
-            let (url, peers) = (format!("http://127.0.0.1:{}", free()?), format!("http://127.0.0.1:{}", free()?));
+            let (url, peers) =
+                (format!("http://127.0.0.1:{}", ports::free()), format!("http://127.0.0.1:{}", ports::free()));
             let mut command = Command::new("etcd");
             command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url, "--listen-peer-urls", &peers]);
             command.args(["--initial-advertise-peer-urls", &peers, "--initial-cluster", &format!("default={peers}")]);
             command.args(["--quota-backend-bytes", "8589934592", "--data-dir"]).arg(self.data());
             (command, url)
         } else {
-            let mut command = postgres_command("postgres")?;
+            let mut command = postgres_command("postgres");
             command.arg("-D").arg(self.data()).args(["-c", "listen_addresses=", "-k"]).arg(self.directory.path());
             (command, format!("host={} user=coxswain dbname=postgres", self.directory.path().display()))
         };
@@ -165,20 +165,6 @@ impl Bench {
         let all = std::iter::once(child.id().to_string()).chain(children.split_whitespace().map(str::to_owned));
         all.map(|id| memory_kb(&format!("/proc/{id}/smaps_rollup"), "Pss:")).sum::<u64>() / 1_024
     }
-}
-
-fn postgres_command(name: &str) -> Result<Command> {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").context("Postgres is not installed")?;
-    let mut programs: Vec<PathBuf> = versions.flatten().map(|v| v.path().join("bin").join(name)).collect();
-    programs.retain(|p| p.exists());
-    programs.sort();
-    let program = programs.pop().context("Postgres is not installed")?;
-    if !nix::unistd::geteuid().is_root() {
-        return Ok(Command::new(program));
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
-    Ok(command)
 }
 
 async fn measure(backend: &str, arguments: &Arguments) -> Result<()> {

@@ -22,6 +22,9 @@ impl RuntimeClass {
         if let Some(class) = self.objects.get(GROUP, "runtimeclasses", "", name) {
             return Ok(Some(class));
         }
+        if let Some(why) = coxswain_api::names::unaddressable(name) {
+            return Err(Status { details: None, ..Status::new(500, "", why) });
+        }
         match self.objects.get_consistent(GROUP, "runtimeclasses", "", name).await? {
             Some(class) => Ok(Some(class)),
             None => {

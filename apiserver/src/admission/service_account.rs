@@ -33,6 +33,9 @@ impl ServiceAccount {
         if let Some(found) = self.objects.get("", "serviceaccounts", namespace, name) {
             return Ok(found);
         }
+        if let Some(why) = coxswain_api::names::unaddressable(name) {
+            return Err(attributes.forbidden(format!("error looking up service account {namespace}/{name}: {why}")));
+        }
         let attempts = if name == "default" { DEFAULT_ATTEMPTS } else { 1 };
         for attempt in 0..attempts {
             if attempt > 0 {

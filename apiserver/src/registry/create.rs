@@ -103,17 +103,17 @@ impl Pipeline {
         let taken = self.prepare_create(call, &mut object).await?;
         let name = metadata::text(&object, "name").to_owned();
         self.validate_admission(call, Operation::Create, admission_options, &name, Some(&mut object), None).await?;
-        if !metadata::text(&object, "resourceVersion").is_empty() {
-            let mut status = Status::new(500, "", "resourceVersion should not be set on objects to be created");
-            status.details = None;
-            return Err(status);
-        }
         let store = call.store();
         if options.dry_run {
             return match store.get(call.namespace(), &name).await? {
                 Some(existing) => Err(exists(call, &name, &generated, &existing)),
                 None => Ok(Outcome::DryRun(object)),
             };
+        }
+        if !metadata::text(&object, "resourceVersion").is_empty() {
+            let mut status = Status::new(500, "", "resourceVersion should not be set on objects to be created");
+            status.details = None;
+            return Err(status);
         }
         match store.create(call.namespace(), &name, &object, call.strategy().ttl(&object)).await {
             Ok(stored) => {

@@ -5,7 +5,8 @@ use super::http::Server;
 use super::process::{Clock, Process, SmallDisk, wait_until};
 use super::wire::Wire;
 use anyhow::{Context, Result, bail, ensure};
-use std::net::{SocketAddr, TcpListener};
+use coxswain_testing::{ports, postgres};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,10 +39,6 @@ pub struct Bench {
     pub disk: Option<SmallDisk>,
 }
 
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
 fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|w| (*w).to_owned()).collect()
 }
@@ -69,7 +66,7 @@ impl Bench {
             }
             Backend::Postgres => {
                 store_clock = Clock::in_directory(directory, "postgres")?;
-                let (process, address) = postgres(directory, &data, store_clock.as_ref()).await?;
+                let (process, address) = postgres_server(directory, &data, store_clock.as_ref()).await?;
                 (store, target) = (Some(process), Some(address));
             }
         }
@@ -161,7 +158,7 @@ impl Bench {
 
 fn node(number: usize, coxswain: &Path, directory: &Path, flags: Vec<String>, wire: Option<Wire>) -> Result<Node> {
     let name = format!("server {}", number + 1);
-    let port = free_port()?;
+    let port = ports::free();
     let clock = Clock::in_directory(directory, &format!("server-{number}"))?;
     // One directory for both, so that they share the keys that they sign with.
     let mut arguments = strings(&["kube-apiserver", "--bind-address=127.0.0.1", "--authorization-mode=AlwaysAllow"]);
@@ -177,7 +174,7 @@ fn node(number: usize, coxswain: &Path, directory: &Path, flags: Vec<String>, wi
 }
 
 fn etcd(directory: &Path, data: &Path) -> Result<(Process, SocketAddr)> {
-    let (port, peers) = (free_port()?, format!("http://127.0.0.1:{}", free_port()?));
+    let (port, peers) = (ports::free(), format!("http://127.0.0.1:{}", ports::free()));
     let url = format!("http://127.0.0.1:{port}");
     let mut arguments = strings(&["--listen-client-urls", &url, "--advertise-client-urls", &url]);
     arguments.extend(strings(&["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]));
@@ -187,7 +184,7 @@ fn etcd(directory: &Path, data: &Path) -> Result<(Process, SocketAddr)> {
     Ok((process, SocketAddr::from(([127, 0, 0, 1], port))))
 }
 
-async fn postgres(directory: &Path, data: &Path, clock: Option<&Clock>) -> Result<(Process, SocketAddr)> {
+async fn postgres_server(directory: &Path, data: &Path, clock: Option<&Clock>) -> Result<(Process, SocketAddr)> {
     let is_root = std::fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)?;
     std::fs::create_dir_all(data)?;
     if is_root {
@@ -198,16 +195,15 @@ async fn postgres(directory: &Path, data: &Path, clock: Option<&Clock>) -> Resul
             ensure!(owned.success(), "{} could not be given to the user postgres", path.display());
         }
     }
-    let bin = |name: &str| postgres_program(name).with_context(|| format!("no {name} of Postgres found"));
     let make = |program: PathBuf, arguments: Vec<String>, log: &str| {
         let process = Process::new(program, arguments, directory.join(log)).with_clock(clock);
         if is_root { process.run_by("postgres") } else { process }
     };
     let mut arguments = strings(&["--username=coxswain", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]);
     arguments.extend(["-D".to_owned(), data.display().to_string()]);
-    let mut initdb = make(bin("initdb")?, arguments, "initdb.log");
+    let mut initdb = make(postgres::program("initdb"), arguments, "initdb.log");
     initdb.run().await.with_context(|| format!("initdb: {}", initdb.log_tail()))?;
-    let port = free_port()?;
+    let port = ports::free();
     let mut arguments = vec!["-D".to_owned(), data.display().to_string(), "-p".to_owned(), port.to_string()];
     for setting in [
         "listen_addresses=127.0.0.1",
@@ -218,19 +214,6 @@ async fn postgres(directory: &Path, data: &Path, clock: Option<&Clock>) -> Resul
     ] {
         arguments.extend(["-c".to_owned(), setting.to_owned()]);
     }
-    let process = make(bin("postgres")?, arguments, "postgres.log");
+    let process = make(postgres::program("postgres"), arguments, "postgres.log");
     Ok((process, SocketAddr::from(([127, 0, 0, 1], port))))
-}
-
-/// Debian keeps the servers of each version apart.
-fn postgres_program(name: &str) -> Option<PathBuf> {
-    let mut programs: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|version| version.path().join("bin").join(name))
-        .filter(|program| program.exists())
-        .collect();
-    programs.sort();
-    programs.pop()
 }

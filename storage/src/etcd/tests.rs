@@ -4,85 +4,13 @@ use super::{Access, Etcd, Options, VALUE_BYTES_MAX};
 use crate::contract::{self, Factory, put};
 use crate::{Error, Expect, Revision, Storage};
 use async_trait::async_trait;
+use coxswain_testing::etcd::Etcd as Server;
+use coxswain_testing::ports;
 use futures::StreamExt;
 use parking_lot::Mutex;
-use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use tempfile::TempDir;
-
-pub(crate) struct Server {
-    process: Child,
-    url: String,
-    peers: String,
-    directory: TempDir,
-    more: Vec<String>,
-}
-
-impl Server {
-    pub(crate) fn start() -> Server {
-        Server::start_with("http", |_| Vec::new())
-    }
-
-    /// `more` are arguments that may need the directory.
-    fn start_with(scheme: &str, more: impl FnOnce(&Path) -> Vec<String>) -> Server {
-        let directory = tempfile::tempdir().unwrap();
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (url, peers) = (format!("{scheme}://127.0.0.1:{}", free()), format!("http://127.0.0.1:{}", free()));
-        let more = more(directory.path());
-        let process = run(&url, &peers, directory.path(), &more);
-        Server { process, url, peers, directory, more }
-    }
-
-    /// As an address of this project's commands.
-    pub(crate) fn address(&self) -> String {
-        self.url.replace("http", "etcd")
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-
-    fn kill_and_restart(&mut self) {
-        self.kill();
-        self.process = run(&self.url, &self.peers, self.directory.path(), &self.more);
-    }
-
-    /// A tool of etcd's own, as an administrator would use it.
-    fn etcdctl(&self, arguments: &[&str]) -> String {
-        let output = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.url])
-            .args(arguments)
-            .output()
-            .expect("an etcdctl to test with");
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-fn run(url: &str, peers: &str, directory: &Path, more: &[String]) -> Child {
-    Command::new(std::env::var_os("COXSWAIN_TEST_ETCD").unwrap_or_else(|| "etcd".into()))
-        .args(["--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", peers])
-        .args(["--initial-advertise-peer-urls", peers, "--initial-cluster", &format!("default={peers}")])
-        .arg("--data-dir")
-        .arg(directory)
-        .args(more)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("an etcd to test with")
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 async fn open(urls: &[String], options: Options) -> Etcd {
     let mut tries = 0;
@@ -107,7 +35,7 @@ impl Factory for Servers {
     }
 
     async fn reopen(&self) -> Arc<dyn Storage> {
-        let url = self.0.lock().as_ref().unwrap().url.clone();
+        let url = self.0.lock().as_ref().unwrap().url().to_owned();
         Arc::new(open(&[url], Options::default()).await)
     }
 
@@ -205,7 +133,7 @@ async fn tls_and_client_certificates_are_spoken() {
             .map(str::to_owned)
             .to_vec()
     });
-    let urls = [server.url.clone()];
+    let urls = [server.url().to_owned()];
     let access = Access {
         ca_file: Some(ca.clone()),
         cert_file: Some(cert.into()),
@@ -242,7 +170,7 @@ async fn tls_and_client_certificates_are_spoken() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_with_rights_on_the_prefix_alone_is_enough() {
     let server = Server::start();
-    drop(open(std::slice::from_ref(&server.url), Options::default()).await);
+    drop(open(&[server.url().to_owned()], Options::default()).await);
     for command in [
         "role add apiserver",
         "role grant-permission apiserver --prefix=true readwrite /registry/",
@@ -259,7 +187,7 @@ async fn a_user_with_rights_on_the_prefix_alone_is_enough() {
         let access = Access { user: Some((name.to_owned(), password.to_owned())), ..Access::default() };
         Options { access, ..Options::default() }
     };
-    let urls = [server.url.clone()];
+    let urls = [server.url().to_owned()];
     assert!(Etcd::open(&urls, Options::default()).await.is_err());
     assert!(Etcd::open(&urls, user("apiserver", "wrong")).await.is_err());
     let store = Etcd::open(&urls, user("apiserver", "secret")).await.unwrap();
@@ -275,15 +203,15 @@ async fn a_user_with_rights_on_the_prefix_alone_is_enough() {
     assert_eq!(seen, revision);
     assert!(store.commit(vec![put("/elsewhere", "v", Expect::Absent)]).await.is_err());
     // In the URL, as etcd's own tools take it.
-    let url = server.url.replace("http://", "http://apiserver:secret@");
+    let url = server.url().replace("http://", "http://apiserver:secret@");
     assert!(Etcd::open(&[url], Options::default()).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_that_is_gone_is_passed_over() {
     let server = Server::start();
-    let nobody = format!("http://127.0.0.1:{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
-    let store = open(&[nobody.clone(), server.url.clone(), nobody], Options::default()).await;
+    let nobody = format!("http://127.0.0.1:{}", ports::free());
+    let store = open(&[nobody.clone(), server.url().to_owned(), nobody], Options::default()).await;
     for i in 0..20 {
         store.commit(vec![put(&format!("/registry/{i}"), "v", Expect::Absent)]).await.unwrap();
     }
@@ -296,7 +224,7 @@ async fn an_endpoint_that_is_gone_is_passed_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_restart_is_not_seen_by_readers_of_keys() {
     let mut server = Server::start();
-    let store = open(std::slice::from_ref(&server.url), Options::default()).await;
+    let store = open(&[server.url().to_owned()], Options::default()).await;
     store.commit(vec![put("/registry/a", "v", Expect::Absent)]).await.unwrap();
     server.kill();
     let (answer, ()) = tokio::join!(store.get("/registry/a", None), async {
@@ -310,15 +238,15 @@ async fn a_short_restart_is_not_seen_by_readers_of_keys() {
 async fn several_servers_compact_once_in_an_interval() {
     let server = Server::start();
     let options = Options { keep_history: Duration::from_millis(400), ..Options::default() };
-    let first = open(std::slice::from_ref(&server.url), options.clone()).await;
-    let second = open(std::slice::from_ref(&server.url), options).await;
+    let first = open(&[server.url().to_owned()], options.clone()).await;
+    let second = open(&[server.url().to_owned()], options).await;
     let mut last = Revision(0);
     for i in 0..30 {
         last = first.commit(vec![put("/registry/a", i.to_string(), Expect::Any)]).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // Three seconds hold seven intervals: either server alone would write the key as often.
-    let written = server.etcdctl(&["get", "compact_rev_key", "--write-out=fields"]);
+    let written = String::from_utf8(server.etcdctl(&["get", "compact_rev_key", "--write-out=fields"])).unwrap();
     let version: u32 = written.lines().find_map(|l| l.strip_prefix("\"Version\" : ")).unwrap().trim().parse().unwrap();
     assert!((2..=9).contains(&version), "{written}");
     assert!(matches!(second.get("/registry/a", Some(Revision(3))).await, Err(Error::Compacted { .. })));

@@ -4,7 +4,8 @@ use super::*;
 use crate::address::Address;
 use crate::contract::put;
 use crate::switch::{Opener, Switch};
-use crate::{ListOptions, Op, Write, backup, check, etcd, postgres};
+use crate::{ListOptions, Op, Write, backup, check};
+use coxswain_testing::{etcd::Etcd, postgres::Postgres};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
@@ -14,8 +15,8 @@ const KEEP: Duration = Duration::from_secs(300);
 /// One server of each kind, and names for any number of stores on them.
 struct Places {
     directory: TempDir,
-    etcd: Vec<etcd::tests::Server>,
-    postgres: Option<postgres::tests::Server>,
+    etcd: Vec<Etcd>,
+    postgres: Option<Postgres>,
     count: usize,
 }
 
@@ -29,11 +30,11 @@ impl Places {
         match kind {
             "embedded" => format!("embedded://{}/{}", self.directory.path().display(), self.count),
             "etcd" => {
-                self.etcd.push(etcd::tests::Server::start());
+                self.etcd.push(Etcd::start());
                 self.etcd.last().unwrap().address()
             }
             _ => {
-                let server = self.postgres.get_or_insert_with(postgres::tests::Server::start);
+                let server = self.postgres.get_or_insert_with(Postgres::start);
                 server.address(&format!("move_{}", self.count))
             }
         }

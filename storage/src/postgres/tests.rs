@@ -9,109 +9,29 @@ use crate::contract::{self, Factory, put};
 use crate::{Changes, Error, Expect, Revision, Storage};
 use async_trait::async_trait;
 use futures::StreamExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tempfile::TempDir;
 
-/// A Postgres that listens on a socket in a temporary directory and ends with the test.
-pub(crate) struct Server {
-    directory: TempDir,
-    settings: Vec<String>,
-    process: Child,
+/// A Postgres with a schema for each test of the contract.
+struct Server {
+    postgres: coxswain_testing::postgres::Postgres,
     schemas: AtomicUsize,
 }
 
-fn program(name: &str) -> PathBuf {
-    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
-        let program = Path::new(String::from_utf8(output.stdout).unwrap().trim()).join(name);
-        if program.exists() {
-            return program;
-        }
-    }
-    // Debian keeps the servers of each version apart, and installs pg_config only with the headers.
-    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("Postgres is installed");
-    let mut programs: Vec<PathBuf> = versions.flatten().map(|v| v.path().join("bin").join(name)).collect();
-    programs.retain(|p| p.exists());
-    programs.sort();
-    programs.pop().expect("Postgres is installed")
-}
-
-/// Postgres refuses to run as root, so root runs it as the user that its package makes.
-fn command(program: PathBuf) -> Command {
-    if !nix::unistd::geteuid().is_root() {
-        return Command::new(program);
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
-    command
-}
-
-/// Gives a file to the user that the server runs as, if root runs the test.
-fn own(path: &Path) {
-    if nix::unistd::geteuid().is_root() {
-        let user = nix::unistd::User::from_name("postgres").unwrap().expect("a user named postgres");
-        nix::unistd::chown(path, Some(user.uid), Some(user.gid)).unwrap();
-    }
-}
-
-fn run(directory: &Path, settings: &[String]) -> Child {
-    let mut command = command(program("postgres"));
-    command.arg("-D").arg(directory.join("data")).args(["-c", "listen_addresses=", "-c", "shared_buffers=32MB"]);
-    for setting in settings {
-        command.args(["-c", setting]);
-    }
-    command.arg("-k").arg(directory).stderr(Stdio::null()).spawn().unwrap()
-}
-
 impl Server {
-    pub(crate) fn start() -> Server {
-        Server::start_with(&[], |_| {})
+    fn start() -> Server {
+        Server::of(coxswain_testing::postgres::Postgres::start())
     }
 
-    /// With more settings, after the data directory was prepared.
-    fn start_with(settings: &[&str], prepare: impl FnOnce(&Path)) -> Server {
-        let directory = tempfile::tempdir().unwrap();
-        own(directory.path());
-        let data = directory.path().join("data");
-        let made = command(program("initdb"))
-            .args(["--username=coxswain", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-D"])
-            .arg(&data)
-            .stdout(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(made.success());
-        prepare(&data);
-        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
-        let process = run(directory.path(), &settings);
-        Server { directory, settings, process, schemas: AtomicUsize::new(0) }
-    }
-
-    /// Ends it without a word to anybody, as a crash would, and starts it again.
-    fn crash(&mut self) {
-        self.end(nix::sys::signal::Signal::SIGQUIT);
-        self.process = run(self.directory.path(), &self.settings);
-    }
-
-    fn end(&mut self, signal: nix::sys::signal::Signal) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.process.id() as i32), signal);
-        let _ = self.process.wait();
-    }
-
-    /// As an address of this project's commands.
-    pub(crate) fn address(&self, schema: &str) -> String {
-        let directory = self.directory.path().display().to_string().replace('/', "%2F");
-        format!("postgres://coxswain@{directory}/postgres?schema={schema}")
-    }
-
-    fn url(&self) -> String {
-        format!("host={} user=coxswain dbname=postgres", self.directory.path().display())
+    fn of(postgres: coxswain_testing::postgres::Postgres) -> Server {
+        Server { postgres, schemas: AtomicUsize::new(0) }
     }
 
     async fn open(&self, schema: usize, options: Options) -> Postgres {
-        let url = self.url();
+        let url = self.postgres.url();
         let options = Options { schema: format!("test_{schema}"), ..options };
         let mut tries = 0;
         loop {
@@ -130,13 +50,6 @@ impl Server {
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE application_name = 'coxswain' AND pid <> pg_backend_pid()";
         client.batch_execute(sql).await.unwrap();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // A fast shutdown, which cuts the connections there are.
-        self.end(nix::sys::signal::Signal::SIGINT);
     }
 }
 

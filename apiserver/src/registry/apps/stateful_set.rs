@@ -53,8 +53,9 @@ impl Resource for StatefulSets {
         workload::default_template(spec);
         let claims = spec.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut);
         for claim in claims.into_iter().flatten().filter(|c| c.is_object()) {
-            workload::default_to(claim, "apiVersion", "v1");
-            workload::default_to(claim, "kind", "PersistentVolumeClaim");
+            // Whatever was given.
+            claim["apiVersion"] = "v1".into();
+            claim["kind"] = "PersistentVolumeClaim".into();
             workload::default_to(workload::map_at(claim, "spec"), "volumeMode", "Filesystem");
             workload::default_to(workload::map_at(claim, "status"), "phase", "Pending");
             let spec = &mut claim["spec"];
@@ -116,8 +117,14 @@ impl Resource for StatefulSets {
 
     fn warnings(&self, _ctx: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
         let mut warnings = workload::warnings(object, old, false);
-        let limit = View::root(object).child("spec").child("revisionHistoryLimit");
-        if workload::warns(object, old) && limit.i64() < 0 {
+        let root = View::root(object);
+        let spec = root.child("spec");
+        for claim in spec.child("volumeClaimTemplates").items() {
+            // The path is upstream's, with the step that it leaves out and the one that it has on update only.
+            let path = if old.is_some() { claim.path().child("Spec") } else { claim.path().clone() };
+            pod_spec::claim_warnings(&View::new(claim.child("spec").value(), path), &mut warnings);
+        }
+        if spec.child("revisionHistoryLimit").i64() < 0 {
             warnings.push(
                 "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended"
                     .into(),

@@ -8,6 +8,7 @@ pub mod defaults;
 mod drop;
 mod environment;
 mod handlers;
+mod image;
 mod mounts;
 mod os;
 pub mod persistent_sources;
@@ -50,6 +51,7 @@ pub struct Options {
     pub allow_invalid_node_affinity_value: bool,
     pub allow_devices_with_own_users: bool,
     pub allow_restarting_init_containers: bool,
+    pub allow_any_selinux_change_policy: bool,
 }
 
 impl Options {
@@ -57,6 +59,9 @@ impl Options {
     pub fn of_old(old: Option<&View<'_>>, is_pod: bool) -> Self {
         let mut options = Options { is_pod, ..Options::default() };
         let Some(old) = old else { return options };
+        // Whatever policy there was, it may be changed for any other.
+        let context = old.child("spec").child("securityContext");
+        options.allow_any_selinux_change_policy = context.child("seLinuxChangePolicy").exists();
         // Each leniency is granted where the old object needs it: it is what makes the difference.
         let wrong = |options: &Options| -> usize {
             let mut errors = ErrorList::new();

@@ -28,7 +28,7 @@ async fn a_crash_of_the_database_leaves_no_commit_in_doubt() {
         .collect();
     for _ in 0..4 {
         tokio::time::sleep(Duration::from_millis(400)).await;
-        tokio::task::block_in_place(|| server.crash());
+        tokio::task::block_in_place(|| server.postgres.crash());
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     stop.store(true, Ordering::Relaxed);
@@ -89,7 +89,7 @@ async fn a_transaction_that_vanishes_holds_nobody_up_for_long() {
 async fn a_schema_of_the_first_version_is_brought_up_to_date_and_a_newer_one_refused() {
     let server = Server::start();
     drop(server.open(7, Options::default()).await);
-    let connections = super::super::connection::Connections::new(&server.url(), "test_1").unwrap();
+    let connections = super::super::connection::Connections::new(&server.postgres.url(), "test_1").unwrap();
     let client = connections.connect().await.unwrap();
     let first = include_str!("../schema/1.sql");
     let data = "UPDATE head SET revision = 2;
@@ -102,6 +102,6 @@ async fn a_schema_of_the_first_version_is_brought_up_to_date_and_a_newer_one_ref
     drop(store);
     client.batch_execute("INSERT INTO migrations (version) VALUES (1000)").await.unwrap();
     let options = Options { schema: "test_1".to_owned(), ..Options::default() };
-    let refused = Postgres::open(&server.url(), options).await.err().unwrap().to_string();
+    let refused = Postgres::open(&server.postgres.url(), options).await.err().unwrap().to_string();
     assert!(refused.contains("version 1000 of the schema"), "{refused}");
 }

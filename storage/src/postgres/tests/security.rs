@@ -1,16 +1,14 @@
 //! TLS, certificates and passwords, and finding the server that takes writes among several hosts.
 
 use super::*;
+use coxswain_testing::ports;
+use coxswain_testing::postgres::{Postgres as Database, command, own};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use std::os::unix::fs::PermissionsExt;
 
 fn write(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
@@ -38,11 +36,11 @@ async fn connections_are_as_secure_as_was_asked_for() {
     {
         write(&files.path().join(name), &text);
     }
-    let port = free_port();
+    let port = ports::free();
     let settings = ["listen_addresses=127.0.0.1".to_owned(), format!("port={port}"), "ssl=on".to_owned()];
     let more = ["ssl_ca_file=ca.pem", "password_encryption=scram-sha-256", "ssl_cert_file=s.pem", "ssl_key_file=s.key"];
     let settings: Vec<&str> = settings.iter().map(String::as_str).chain(more).collect();
-    let server = Server::start_with(&settings, |data| {
+    let server = Database::start_with(&settings, |data| {
         let (cert, key) = leaf(&ours, "database", "localhost");
         let rules = "local all all trust\nhostssl all coxswain 127.0.0.1/32 scram-sha-256 clientcert=verify-full\n\
                      hostssl all other 127.0.0.1/32 scram-sha-256\n";
@@ -52,7 +50,7 @@ async fn connections_are_as_secure_as_was_asked_for() {
         }
     });
     // The socket's name has the port in it.
-    let local = format!("host={} port={port} user=coxswain dbname=postgres", server.directory.path().display());
+    let local = format!("host={} port={port} user=coxswain dbname=postgres", server.directory().display());
     let mut tries = 0;
     let client = loop {
         let connections = super::super::connection::Connections::new(&local, "public").unwrap();
@@ -101,8 +99,8 @@ async fn connections_are_as_secure_as_was_asked_for() {
 /// A second database follows the first; when the first is lost and the second promoted, the store goes on with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_several_hosts_the_one_that_takes_writes_is_found_again() {
-    let mut first = Server::start_with(&["synchronous_standby_names=*", "wal_level=replica"], |_| {});
-    let alone = format!("host={} user=coxswain dbname=postgres", first.directory.path().display());
+    let mut first = Database::start_with(&["synchronous_standby_names=*", "wal_level=replica"], |_| {});
+    let alone = format!("host={} user=coxswain dbname=postgres", first.directory().display());
     let connections = super::super::connection::Connections::new(&alone, "public").unwrap();
     let mut tries = 0;
     while let Err(e) = connections.connect().await {
@@ -113,26 +111,25 @@ async fn of_several_hosts_the_one_that_takes_writes_is_found_again() {
     let second = tempfile::tempdir().unwrap();
     own(second.path());
     let copied = tokio::task::block_in_place(|| {
-        command(program("pg_basebackup"))
+        command("pg_basebackup")
             .args(["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--username=coxswain", "-h"])
-            .arg(first.directory.path())
+            .arg(first.directory())
             .arg("-D")
             .arg(second.path().join("data"))
             .status()
             .unwrap()
     });
     assert!(copied.success());
-    let process = run(second.path(), &[]);
-    let second = Server { directory: second, settings: vec![], process, schemas: AtomicUsize::new(0) };
-    let hosts = format!("{},{}", second.directory.path().display(), first.directory.path().display());
+    let second = Database::on(second, Vec::new());
+    let hosts = format!("{},{}", second.directory().display(), first.directory().display());
     let url = format!("host={hosts} user=coxswain dbname=postgres");
     let store = Postgres::open(&url, Options::default()).await.unwrap();
     let mut stream = store.changes("/", Revision(0)).await.unwrap();
     let before = store.commit(vec![put("/before", "v", Expect::Absent)]).await.unwrap();
-    first.end(nix::sys::signal::Signal::SIGKILL);
-    let promoted = command(program("pg_ctl"))
+    first.kill();
+    let promoted = command("pg_ctl")
         .args(["promote", "-D"])
-        .arg(second.directory.path().join("data"))
+        .arg(second.directory().join("data"))
         .stdout(Stdio::null())
         .status()
         .unwrap();
@@ -142,5 +139,4 @@ async fn of_several_hosts_the_one_that_takes_writes_is_found_again() {
     assert!(store.get("/before", None).await.unwrap().0.is_some());
     assert_eq!(next(&mut stream).await.revision, before);
     assert_eq!(next(&mut stream).await.revision, after);
-    first.process = Command::new("true").spawn().unwrap();
 }

@@ -55,7 +55,13 @@ pub(super) fn init_containers(list: &View<'_>, regular: &View<'_>, pod: &Pod<'_>
     let mut names: BTreeSet<&str> = regular.items().map(|c| c.child("name").str()).collect();
     for container in list.items() {
         common(&container, pod, errors);
-        restart_policy(&container, errors);
+        // Rules alone make no container restart; more is not said about them then.
+        let (restart, rules) = (container.child("restartPolicy"), container.child("restartPolicyRules"));
+        if restart.exists() {
+            restart_policy(&container, errors);
+        } else if !rules.is_empty() {
+            errors.push(Error::required(restart.path(), RULES_WITHOUT_POLICY));
+        }
         let name = container.child("name");
         if names.contains(name.str()) {
             errors.push(Error::duplicate(name.path(), name.str()));
@@ -88,6 +94,8 @@ pub(super) fn init_containers(list: &View<'_>, regular: &View<'_>, pod: &Pod<'_>
     }
 }
 
+const RULES_WITHOUT_POLICY: &str = "must specify restartPolicy when restart rules are used";
+
 /// A container's own restart policy and its rules.
 fn restart_policy(container: &View<'_>, errors: &mut ErrorList) {
     const RULES_MAX: usize = 20;
@@ -96,7 +104,7 @@ fn restart_policy(container: &View<'_>, errors: &mut ErrorList) {
     if policy.exists() {
         checks::supported_value(&policy, &["Always", "Never", "OnFailure"], errors);
     } else if !rules.is_empty() {
-        errors.push(Error::required(policy.path(), "must specify restartPolicy when restart rules are used"));
+        errors.push(Error::required(policy.path(), RULES_WITHOUT_POLICY));
     }
     if rules.len() > RULES_MAX {
         errors.push(Error::too_many(rules.path(), rules.len(), RULES_MAX as i64));

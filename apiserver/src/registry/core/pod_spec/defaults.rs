@@ -1,5 +1,6 @@
 //! The defaults of pod specs that depend on other fields (upstream: `pkg/apis/core/v1/defaults.go`).
 
+use super::image;
 use super::resources::aggregate_requests;
 use coxswain_api::quantity::{Format, Quantity};
 use coxswain_api::{Map, Value, json};
@@ -62,7 +63,7 @@ pub fn pod_spec(spec: &mut Value) {
 }
 
 fn container(container: &mut Value) {
-    let latest = container.get("image").and_then(Value::as_str).is_some_and(|i| image_tag(i) == Some("latest"));
+    let latest = is_latest(container.get("image"));
     set_if_absent(container, "imagePullPolicy", if latest { "Always" } else { "IfNotPresent" });
     set_if_absent(container, "terminationMessagePath", "/dev/termination-log");
     set_if_absent(container, "terminationMessagePolicy", "File");
@@ -94,6 +95,10 @@ fn container(container: &mut Value) {
             handler(hook);
         }
     }
+}
+
+fn is_latest(image: Option<&Value>) -> bool {
+    image.and_then(Value::as_str).and_then(image::tag).is_some_and(|tag| tag == "latest")
 }
 
 fn handler(handler: &mut Value) {
@@ -189,7 +194,7 @@ fn volume(volume: &mut Value) {
         }
     }
     if let Some(image) = volume.get_mut("image").filter(|i| i.is_object()) {
-        let latest = image.get("reference").and_then(Value::as_str).is_some_and(|i| image_tag(i) == Some("latest"));
+        let latest = is_latest(image.get("reference"));
         set_if_absent(image, "pullPolicy", if latest { "Always" } else { "IfNotPresent" });
     }
     let given = |key: &str, field: &str, default: Value| (key.to_owned(), field.to_owned(), default);
@@ -216,32 +221,6 @@ fn downward_items(source: &mut Value) {
         if let Some(reference) = item.get_mut("fieldRef").filter(|r| r.is_object()) {
             set_if_absent(reference, "apiVersion", "v1");
         }
-    }
-}
-
-/// The tag of an image reference; a reference with a digest alone has none, one with neither has `latest`. None if the
-/// reference cannot be read.
-pub fn image_tag(image: &str) -> Option<&str> {
-    let (name, digest) = match image.split_once('@') {
-        Some((name, digest)) => (name, Some(digest)),
-        None => (image, None),
-    };
-    let last = name.rsplit('/').next().unwrap_or(name);
-    let tag = last.split_once(':').map(|(_, tag)| tag);
-    let path = &name[..name.len() - tag.map_or(0, |t| t.len() + 1)];
-    // The host may have upper case letters, the path may not.
-    let path = match path.split_once('/') {
-        Some((host, rest)) if host.contains(['.', ':']) || host == "localhost" => rest,
-        _ => path,
-    };
-    let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-' | b'/');
-    if path.is_empty() || !path.bytes().all(letter) {
-        return None;
-    }
-    match (tag, digest) {
-        (Some(tag), _) => Some(tag),
-        (None, Some(_)) => None,
-        (None, None) => Some("latest"),
     }
 }
 
@@ -354,23 +333,4 @@ fn pod_level_resources(spec: &mut Value) {
 /// Zero, in the notation of CPU and memory.
 pub(super) fn none() -> Quantity {
     Quantity::new(0, Format::DecimalSi)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tag_decides_how_images_are_pulled() {
-        for (image, tag) in [
-            ("nginx", Some("latest")),
-            ("registry.example:5000/app", Some("latest")),
-            ("registry.example:5000/app:1", Some("1")),
-            ("app@sha256:abc", None),
-            ("App", None),
-            ("", None),
-        ] {
-            assert_eq!(image_tag(image), tag, "{image}");
-        }
-    }
 }

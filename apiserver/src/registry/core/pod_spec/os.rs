@@ -12,7 +12,7 @@ pub(super) fn validate(spec: &View<'_>, errors: &mut ErrorList) {
     }
     let name = os.child("name");
     match name.str() {
-        "" => errors.push(Error::required(name.path(), "cannot be empty")),
+        "" => errors.push(Error::required(name.path(), "")),
         "linux" => linux(spec, errors),
         "windows" => windows(spec, errors),
         // The path is that of the whole, as upstream has it.

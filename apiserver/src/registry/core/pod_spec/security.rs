@@ -117,7 +117,9 @@ pub(super) fn pod(spec: &View<'_>, options: &Options, errors: &mut ErrorList) {
         }
     };
     optional("supplementalGroupsPolicy", &["Merge", "Strict"]);
-    optional("seLinuxChangePolicy", &["MountOption", "Recursive"]);
+    // Mounting with a context is behind a feature that is off by default; objects that have a policy keep their choice.
+    let all: &[&str] = &["MountOption", "Recursive"];
+    optional("seLinuxChangePolicy", if options.allow_any_selinux_change_policy { all } else { &all[1..] });
 }
 
 fn is_sysctl_name(name: &str) -> bool {
