@@ -131,6 +131,20 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// Whether [`Keys::element`] finds a path element, without making it.
+    fn fit(self, element: &Type, item: &Value) -> bool {
+        match (self, item) {
+            (Keys::Atomic, _) => true,
+            (Keys::Set, item) => !matches!(item, Value::Object(_) | Value::Array(_) | Value::Null),
+            (Keys::Fields(keys), Value::Object(map)) => keys.iter().any(|key| {
+                let default =
+                    || matches!(element, Type::Struct(s) if s.field(key).is_some_and(|f| f.default.is_some()));
+                map.contains_key(&**key) || default()
+            }),
+            (Keys::Fields(_), _) => false,
+        }
+    }
+
     /// The path element of an item of the list.
     fn element(self, element: &Type, item: &Value) -> Result<PathElement, String> {
         match self {
@@ -211,6 +225,23 @@ impl std::fmt::Display for Errors {
                 all.iter().try_for_each(|e| write!(f, "\n  {}", one(e)))
             }
         }
+    }
+}
+
+/// Whether every item of every list that is told apart by keys has one of them, so that the value can be walked by path.
+pub fn is_keyed(value: &Value, schema: &StructRef) -> bool {
+    all_keyed(value, Atom::Struct { this: schema, atomic: schema.atomic })
+}
+
+fn all_keyed(value: &Value, atom: Atom<'_>) -> bool {
+    match (atom.deduce(value), value) {
+        (Atom::List { element, keys }, Value::Array(items)) => {
+            items.iter().all(|item| keys.fit(element, item) && all_keyed(item, Atom::of(element, None)))
+        }
+        (atom @ (Atom::Struct { .. } | Atom::Map { .. }), Value::Object(map)) => {
+            map.iter().all(|(key, value)| atom.entry(key).is_none_or(|entry| all_keyed(value, entry)))
+        }
+        _ => true,
     }
 }
 

@@ -15,7 +15,7 @@ pub mod scale;
 pub use apply::{Applied, apply, describe};
 pub use entries::validate_entries;
 
-use crate::apply::zero;
+use crate::apply::{is_keyed, zero};
 use crate::field_set::Set;
 use crate::schema::StructRef;
 use entries::{Managed, ManagerId, Operation};
@@ -118,6 +118,10 @@ fn is_reset(entries: Option<&Value>) -> bool {
 /// upstream's does.
 pub fn update(write: &Write<'_>, live: Option<&Value>, new: &mut Value) {
     let given = take_entries(new);
+    // Upstream cannot type an object with an item that has none of its list's keys, and gives ownership up.
+    if !is_keyed(new, write.schema) || live.is_some_and(|live| !is_keyed(live, write.schema)) {
+        return;
+    }
     let entries = live.and_then(entries_of);
     let from_live = || Managed::decode(entries.cloned()).unwrap_or_default();
     let mut managed = if !write.subresource.is_empty() {

@@ -233,6 +233,8 @@ impl Names {
 
     /// Adds a computed variable, which expressions see as a field of `variables`.
     pub(crate) fn define(&mut self, name: &str, ty: Type) {
+        // Of two that have one name, the later one counts.
+        self.computed.retain(|(known, _)| known != name);
         self.computed.push((name.to_owned(), ty));
     }
 

@@ -76,6 +76,8 @@ pub(super) struct Taking<'a> {
     pipeline: &'a Pipeline,
     call: &'a Call,
     dry_run: bool,
+    /// The ports that a dry run would have taken.
+    dry_ports: Vec<i64>,
     held: Held,
     /// Given back once the write is committed.
     surplus: Held,
@@ -159,7 +161,7 @@ impl Drop for Taking<'_> {
 impl<'a> Taking<'a> {
     pub(super) fn new(pipeline: &'a Pipeline, call: &'a Call) -> Self {
         let (held, surplus) = (Held::new(pipeline), Held::new(pipeline));
-        Self { pipeline, call, dry_run: call.query.first("dryRun").is_some(), held, surplus }
+        Self { pipeline, call, dry_run: call.query.first("dryRun").is_some(), dry_ports: Vec::new(), held, surplus }
     }
 
     pub(super) fn finish(mut self) -> Box<dyn Taken> {

@@ -43,11 +43,15 @@ impl Resource for HorizontalPodAutoscalers {
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        validation::validate(object)
+        validation::validate(object, None)
     }
 
-    fn validate_update(&self, _ctx: &Context, object: &Value, _old: &Value, subresource: &str) -> ErrorList {
-        if subresource == "status" { validation::validate_status(object) } else { validation::validate(object) }
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
+        if subresource == "status" {
+            validation::validate_status(object)
+        } else {
+            validation::validate(object, Some(old))
+        }
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {

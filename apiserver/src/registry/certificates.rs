@@ -57,7 +57,7 @@ impl Resource for CertificateSigningRequests {
         let mut errors = ErrorList::new();
         let request = spec.child("request");
         if let Err(why) = parse_request(request.str()) {
-            errors.push(Error::invalid(request.path(), request.str(), why));
+            errors.push(Error::invalid(request.path(), &request, why));
         }
         let usages = spec.child("usages");
         if usages.is_empty() {

@@ -63,6 +63,13 @@ pub fn immutable(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
+/// The same for a text that upstream has no pointer to: absent, it is empty.
+pub fn immutable_text(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {
+    if new.str() != old.str() {
+        errors.push(Error::invalid(new.path(), new.str(), IMMUTABLE));
+    }
+}
+
 /// Equal as upstream's semantic equality has it: an empty list or map equals none.
 pub fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
     fn empty(v: Option<&Value>) -> bool {
@@ -117,6 +124,54 @@ pub fn label_selector(selector: &View<'_>, leniency: SelectorLeniency, errors: &
             }
         }
     }
+}
+
+/// `metav1.Condition`s of a status, each of a type of its own (upstream: `ValidateConditions`).
+pub fn conditions(conditions: &View<'_>, errors: &mut ErrorList) {
+    const REASON_BYTES_MAX: i64 = 1024;
+    const MESSAGE_BYTES_MAX: i64 = 32 * 1024;
+    let mut seen: Vec<&str> = Vec::new();
+    for condition in conditions.items() {
+        let field = |name: &'static str| condition.child(name);
+        let (kind, status, reason, message) = (field("type"), field("status"), field("reason"), field("message"));
+        if seen.contains(&kind.str()) {
+            errors.push(Error::duplicate(kind.path(), kind.str()));
+        }
+        seen.push(kind.str());
+        qualified_name(&kind, errors);
+        supported_value(&status, &["False", "True", "Unknown"], errors);
+        let observed = field("observedGeneration");
+        if observed.i64() < 0 {
+            errors.push(Error::invalid(observed.path(), observed.i64(), "must be greater than or equal to zero"));
+        }
+        if !field("lastTransitionTime").exists() {
+            errors.push(Error::required(field("lastTransitionTime").path(), ""));
+        }
+        if reason.is_empty() {
+            errors.push(Error::required(reason.path(), ""));
+        } else {
+            all(&reason, condition_reason(reason.str()), errors);
+            if reason.str().len() as i64 > REASON_BYTES_MAX {
+                errors.push(Error::too_long(reason.path(), REASON_BYTES_MAX));
+            }
+        }
+        if message.str().len() as i64 > MESSAGE_BYTES_MAX {
+            errors.push(Error::too_long(message.path(), MESSAGE_BYTES_MAX));
+        }
+    }
+}
+
+fn condition_reason(reason: &str) -> Vec<String> {
+    const FORM: &str = "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?";
+    const WRONG: &str = "a condition reason must start with alphabetic character, optionally followed by a string of \
+                         alphanumeric characters or '_,:', and must end with an alphanumeric character or '_'";
+    let good = reason.starts_with(|c: char| c.is_ascii_alphabetic())
+        && reason.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_' && reason.len() > 1)
+        && reason.bytes().all(|b| b.is_ascii_alphanumeric() || b"_,:".contains(&b));
+    if good {
+        return Vec::new();
+    }
+    vec![names::regex_error(WRONG, FORM, &["my_name", "MY_NAME", "MyName", "ReasonA,ReasonB", "ReasonA:ReasonB"])]
 }
 
 /// Whether a LabelSelector restricts nothing.

@@ -1,12 +1,17 @@
 //! `resource.k8s.io`: devices, classes of devices and claims to them (upstream: `pkg/registry/resource`,
 //! `pkg/apis/resource`).
 
+mod admin_access;
+mod limits;
+mod names;
+mod slice;
+mod status;
 mod validation;
 
 use super::checks;
-use super::resource::{MetadataChecks, Resource};
+use super::resource::{Hooks, MetadataChecks, Resource};
 use crate::request::Context;
-use coxswain_api::field::{Error, ErrorList, View};
+use coxswain_api::field::{ErrorList, View, go_quote};
 use coxswain_api::{Value, json, time};
 
 pub struct DeviceClasses;
@@ -40,10 +45,20 @@ impl Resource for ResourceClaims {
         errors
     }
 
+    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, subresource: &str) {
+        if subresource == "status" {
+            status::drop_deallocated(object, old);
+        }
+    }
+
+    fn hooks(&self) -> Option<&dyn Hooks> {
+        Some(&admin_access::AdminAccess { requests: "/spec/devices/requests" })
+    }
+
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
         let (new, old, mut errors) = (View::root(object), View::root(old), ErrorList::new());
         if subresource == "status" {
-            validation::claim_status(&new, &old, &mut errors);
+            status::claim_status(&new, &old, &mut errors);
         } else {
             validation::unchanged_claim(&new.child("spec"), &old.child("spec"), &mut errors);
         }
@@ -68,6 +83,10 @@ impl Resource for ResourceClaimTemplates {
         let mut errors = ErrorList::new();
         validation::template_spec(&View::root(object).child("spec"), &mut errors);
         errors
+    }
+
+    fn hooks(&self) -> Option<&dyn Hooks> {
+        Some(&admin_access::AdminAccess { requests: "/spec/spec/devices/requests" })
     }
 
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
@@ -124,25 +143,32 @@ impl Resource for ResourceSlices {
         }
     }
 
-    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        validation::slice(object)
+    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
+        drop_disabled(object, None);
     }
 
-    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
-        let mut errors = self.validate(ctx, object);
-        for (new, old) in fixed(object).iter().zip(&fixed(old)) {
-            if new.str() != old.str() {
-                errors.push(Error::invalid(new.path(), new.str(), checks::IMMUTABLE));
-            }
+    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
+        drop_disabled(object, Some(old));
+    }
+
+    fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
+        slice::slice(object, None)
+    }
+
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        slice::slice(object, Some(old))
+    }
+
+    fn warnings(&self, _ctx: &Context, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        let driver = View::root(object).child("spec").child("driver");
+        if driver.str() == driver.str().to_lowercase() {
+            return Vec::new();
         }
-        errors
+        let name = go_quote(driver.str());
+        vec![format!("spec.driver: driver names should be lowercase; {name} contains uppercase characters")]
     }
 
     fn has_generation(&self) -> bool {
-        true
-    }
-
-    fn allow_create_on_update(&self) -> bool {
         true
     }
 
@@ -167,8 +193,25 @@ impl Resource for ResourceSlices {
     }
 }
 
-/// What a slice stays: one driver's, of one pool, on one node.
-fn fixed(slice: &Value) -> [View<'_>; 3] {
-    let spec = View::root(slice).child("spec");
-    [spec.child("driver"), spec.child("pool").child("name"), spec.child("nodeName")]
+/// Lists of attributes (`DRAListTypeAttributes`) and mappings to resources of the node (`DRANodeAllocatableResources`) belong to
+/// features that are off: a slice keeps only what it had.
+fn drop_disabled(slice: &mut Value, old: Option<&Value>) {
+    const LISTS: [&str; 4] = ["ints", "bools", "strings", "versions"];
+    const MAPPINGS: &str = "nodeAllocatableResourceMappings";
+    let devices = |slice: &Value| slice.pointer("/spec/devices").and_then(Value::as_array).cloned().unwrap_or_default();
+    let old = old.map(devices).unwrap_or_default();
+    let attributes = |device: &Value| device.get("attributes").and_then(Value::as_object).cloned().unwrap_or_default();
+    let has_lists = old.iter().flat_map(attributes).any(|(_, a)| LISTS.iter().any(|list| a.get(list).is_some()));
+    let has_mappings = old.iter().any(|device| device.get(MAPPINGS).is_some());
+    let devices = slice.pointer_mut("/spec/devices").and_then(Value::as_array_mut);
+    for device in devices.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if !has_mappings {
+            device.remove(MAPPINGS);
+        }
+        let attributes = device.get_mut("attributes").and_then(Value::as_object_mut);
+        let attributes = attributes.into_iter().flat_map(|map| map.values_mut()).filter_map(Value::as_object_mut);
+        for attribute in attributes.filter(|_| !has_lists) {
+            LISTS.iter().for_each(|list| drop(attribute.remove(*list)));
+        }
+    }
 }

@@ -32,6 +32,13 @@ pub fn dump(view: &View<'_>, shape: &Shape) -> Dump {
     Dump(out)
 }
 
+/// The value of a member by itself.
+pub fn dump_member(view: &View<'_>, Member(_, _, absent, shape): &Member) -> Dump {
+    let mut out = String::new();
+    write_value(view.value(), shape, absent, &mut out);
+    Dump(out)
+}
+
 fn write_value(value: Option<&Value>, shape: &Shape, absent: &str, out: &mut String) {
     let Some(value) = value.filter(|v| !v.is_null()) else { return out.push_str(absent) };
     match shape {
@@ -63,6 +70,28 @@ fn write_value(value: Option<&Value>, shape: &Shape, absent: &str, out: &mut Str
 const TEXT: &str = "\"\"";
 const NONE: &str = "null";
 const ZERO: &str = "0";
+
+/// A text by itself, which is empty if it is absent.
+pub const TEXT_MEMBER: Member = Member("", "", TEXT, Shape::Plain);
+pub const PLAIN_MEMBER: Member = Member("", "", NONE, Shape::Plain);
+
+pub const OBJECT_REFERENCE: Shape = Shape::Struct(&[
+    Member("Kind", "kind", TEXT, Shape::Plain),
+    Member("Namespace", "namespace", TEXT, Shape::Plain),
+    Member("Name", "name", TEXT, Shape::Plain),
+    Member("UID", "uid", TEXT, Shape::Plain),
+    Member("APIVersion", "apiVersion", TEXT, Shape::Plain),
+    Member("ResourceVersion", "resourceVersion", TEXT, Shape::Plain),
+    Member("FieldPath", "fieldPath", TEXT, Shape::Plain),
+]);
+pub const EVENT_SOURCE: Shape =
+    Shape::Struct(&[Member("Component", "component", TEXT, Shape::Plain), Member("Host", "host", TEXT, Shape::Plain)]);
+pub static PARENT_REFERENCE: Shape = Shape::Struct(&[
+    Member("Group", "group", TEXT, Shape::Plain),
+    Member("Resource", "resource", TEXT, Shape::Plain),
+    Member("Namespace", "namespace", TEXT, Shape::Plain),
+    Member("Name", "name", TEXT, Shape::Plain),
+]);
 
 const NODE_REQUIREMENTS: Shape = Shape::List(&Shape::Struct(&[
     Member("Key", "key", TEXT, Shape::Plain),

@@ -63,6 +63,11 @@ pub trait Resource: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The same for a write of the status; most kinds keep silent there.
+    fn status_warnings(&self, _object: &Value) -> Vec<String> {
+        Vec::new()
+    }
+
     /// How `metadata.name` is checked: returns what is wrong with it, in upstream's words. `prefix` means that it is a
     /// `generateName`.
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {

@@ -43,7 +43,7 @@ impl Resource for RuntimeClasses {
 
     fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
         let (new, old, mut errors) = (View::root(object), View::root(old), ErrorList::new());
-        checks::immutable(&new.child("handler"), &old.child("handler"), &mut errors);
+        checks::immutable_text(&new.child("handler"), &old.child("handler"), &mut errors);
         errors
     }
 

@@ -247,9 +247,12 @@ impl Pipeline {
         if !errors.is_empty() {
             return Err(call.invalid(object, &errors));
         }
-        for warning in strategy.warnings(&call.ctx, object, Some(old)) {
-            call.ctx.warnings.add(warning);
-        }
+        let warnings = match subresource {
+            "" => strategy.warnings(&call.ctx, object, Some(old)),
+            "status" => strategy.status_warnings(object),
+            _ => Vec::new(),
+        };
+        warnings.into_iter().for_each(|warning| call.ctx.warnings.add(warning));
         strategy.canonicalize(object);
         Ok(())
     }

@@ -41,7 +41,10 @@ impl Resource for Policies {
         let spec = View::root(object).child("spec");
         let mut errors = ErrorList::new();
         let mut declared = Names::of(&NAMES);
-        declared.add("variables");
+        // Without any, not even their place is known to a validation.
+        if self.mutating || !spec.child("variables").is_empty() {
+            declared.add("variables");
+        }
         let failure = spec.child("failurePolicy");
         if failure.exists() {
             checks::supported_value(&failure, &["Fail", "Ignore"], &mut errors);
@@ -57,6 +60,9 @@ impl Resource for Policies {
             let rules = constraints.child("resourceRules");
             if rules.is_empty() {
                 errors.push(Error::required(rules.path(), ""));
+            }
+            if self.mutating {
+                only_mutating_operations(&rules, &mut errors);
             }
         } else {
             errors.push(Error::required(constraints.path(), ""));
@@ -181,6 +187,18 @@ fn check_criteria(criteria: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
+/// There is nothing to change in what is deleted. Upstream leaves out which rule and which operation it is.
+fn only_mutating_operations(rules: &View<'_>, errors: &mut ErrorList) {
+    let path = rules.path().child("operations");
+    for operation in rules.items().flat_map(|rule| rule.child("operations").items()) {
+        checks::supported_value(
+            &View::new(operation.value(), path.clone()),
+            &["*", "CONNECT", "CREATE", "UPDATE"],
+            errors,
+        );
+    }
+}
+
 fn check_param_kind(kind: &View<'_>, errors: &mut ErrorList) {
     let version = kind.child("apiVersion");
     let text = version.str();
@@ -255,32 +273,30 @@ fn check_actions(actions: &View<'_>, errors: &mut ErrorList) {
 }
 
 fn check_variables(variables: &View<'_>, declared: &mut Names, errors: &mut ErrorList) {
-    let mut seen: Vec<&str> = Vec::new();
     for variable in variables.items() {
         let (name, expression) = (variable.child("name"), variable.child("expression"));
-        if name.is_empty() {
+        if name.str().trim().is_empty() {
             errors.push(Error::required(name.path(), "name is not specified"));
         } else {
             if !is_identifier(name.str()) {
                 errors.push(Error::invalid(name.path(), name.str(), "must be a valid CEL identifier"));
             }
-            if seen.contains(&name.str()) {
-                errors.push(Error::duplicate(name.path(), name.str()));
-            }
         }
         let text = expression.str().trim();
-        let mut ty = coxswain_cel::Type::Dyn;
+        let mut ty = None;
         if text.is_empty() {
             errors.push(Error::required(expression.path(), "expression is not specified"));
         } else {
             // A variable sees only those before it.
             match check(text, Wanted::Any, declared) {
-                Ok(found) => ty = found,
+                Ok(found) => ty = Some(found),
                 Err(why) => errors.push(Error::invalid(expression.path(), expression.str(), why)),
             }
         }
-        declared.define(name.str(), ty);
-        seen.push(name.str());
+        // One that does not compile is not there for those after it; a name given twice is the last one's.
+        if let Some(ty) = ty {
+            declared.define(name.str(), ty);
+        }
     }
 }
 
@@ -342,8 +358,7 @@ fn check_validations(spec: &View<'_>, declared: &Names, policy: &str, errors: &m
         let message = validation.child("message");
         let text = message.str().trim();
         if text.is_empty() && !message.is_empty() {
-            let why = "message must be non-empty if specified";
-            errors.push(Error::invalid(message.path(), message.str(), why));
+            errors.push(Error::invalid(message.path(), message.str(), "must be non-empty if specified"));
         } else if text.contains(['\n', '\r']) {
             errors.push(Error::invalid(message.path(), message.str(), "must not contain line breaks"));
         }
@@ -403,9 +418,9 @@ fn check_mutations(spec: &View<'_>, declared: &Names, errors: &mut ErrorList) {
             let expression = given.child("expression");
             let text = expression.str().trim();
             if text.is_empty() {
-                errors.push(Error::required(expression.path(), "expression is not specified"));
+                errors.push(Error::required(expression.path(), ""));
             } else if let Err(why) = check(text, wanted, declared) {
-                errors.push(Error::invalid(expression.path(), expression.str(), why));
+                errors.push(Error::invalid(expression.path(), text, why));
             }
         } else {
             let why = format!("must be specified when patchType is {}", kind.str());

@@ -168,10 +168,10 @@ fn check_url(url: &View<'_>, errors: &mut ErrorList) {
 }
 
 fn check_service(service: &View<'_>, errors: &mut ErrorList) {
-    for key in ["name", "namespace"] {
-        let value = service.child_named(key);
-        if value.is_empty() {
-            errors.push(Error::required(value.path(), ""));
+    // Upstream passes the two in the other order, so that each is reported as the other.
+    for (key, reported) in [("namespace", "name"), ("name", "namespace")] {
+        if service.child_named(key).is_empty() {
+            errors.push(Error::required(service.child_named(reported).path(), ""));
         }
     }
     let port = service.child("port");
@@ -191,7 +191,10 @@ fn check_service(service: &View<'_>, errors: &mut ErrorList) {
     if !text.starts_with('/') {
         errors.push(Error::invalid(path.path(), text, "must start with a '/'"));
     }
-    let inner = text.strip_prefix('/').unwrap_or(text);
+    // The first letter is taken for the slash, whatever it is.
+    let mut letters = text.chars();
+    letters.next();
+    let inner = letters.as_str();
     let inner = inner.strip_suffix('/').unwrap_or(inner);
     for (index, segment) in inner.split('/').enumerate() {
         if segment.is_empty() {

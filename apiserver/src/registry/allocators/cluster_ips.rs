@@ -49,6 +49,7 @@ fn number(ip: IpAddr) -> u128 {
 /// Why an address was not given.
 enum Refusal {
     NotInRange,
+    NotInRangeOf(IpAddr, IpNet),
     Taken,
     Full,
     Status(Status),
@@ -94,8 +95,16 @@ impl Taking<'_> {
                 let space = if ip.is_empty() { String::new() } else { format!(" {ip}") };
                 let why = match refusal {
                     Refusal::NotInRange => "the provided network does not match the current range".to_owned(),
+                    Refusal::NotInRangeOf(ip, cidr) => {
+                        format!("the provided IP ({ip}) is not in the valid range. The range of valid IPs is {cidr}")
+                    }
                     Refusal::Taken => "provided IP is already allocated".to_owned(),
-                    Refusal::Full => return Status::internal("failed to allocate a serviceIP: range is full"),
+                    Refusal::Full => {
+                        let name = coxswain_api::field::go_quote(metadata::text(service, "name"));
+                        return Status::internal(format!(
+                            "failed to allocate a serviceIP for Service {name}: range is full"
+                        ));
+                    }
                     Refusal::Status(status) => status.message,
                 };
                 let path = Path::new("spec").child("clusterIPs");
@@ -122,10 +131,18 @@ impl Taking<'_> {
                 c.contains(&ip) && (first..=last).contains(&number(ip))
             });
             if !inside {
-                return Err(Refusal::NotInRange);
+                // A dry run asks one network, and says which.
+                return Err(match cidrs.first() {
+                    Some(cidr) if self.dry_run => Refusal::NotInRangeOf(ip, *cidr),
+                    _ => Refusal::NotInRange,
+                });
             }
-            self.take_address(service, &store, asked).await?;
+            self.take_address(service, asked).await?;
             return Ok(asked.to_owned());
+        }
+        // A dry run searches nothing: the address of the network itself stands for whichever would be found.
+        if self.dry_run {
+            return cidrs.first().map(|cidr| cidr.network().to_string()).ok_or(Refusal::Full);
         }
         for cidr in &cidrs {
             let (first, last) = usable(cidr);
@@ -161,19 +178,16 @@ impl Taking<'_> {
         if store.get_cached("", &ip).is_some() {
             return Ok(None);
         }
-        match self.take_address(service, store, &ip).await {
+        match self.take_address(service, &ip).await {
             Ok(()) => Ok(Some(ip)),
             Err(Refusal::Taken) => Ok(None),
             Err(other) => Err(other),
         }
     }
 
-    async fn take_address(&mut self, service: &Value, store: &Arc<Store>, ip: &str) -> Result<(), Refusal> {
+    async fn take_address(&mut self, service: &Value, ip: &str) -> Result<(), Refusal> {
         if self.dry_run {
-            return match store.get("", ip).await.map_err(Refusal::Status)? {
-                Some(_) => Err(Refusal::Taken),
-                None => Ok(()),
-            };
+            return Ok(());
         }
         let namespace = self.call.namespace();
         match create_address(self.pipeline, self.call.ctx.now, namespace, metadata::text(service, "name"), ip).await {

@@ -44,7 +44,8 @@ impl Taking<'_> {
                 }
                 (asked, _) => asked,
             };
-            let taken_here = self.held.ports.contains(&(wanted as u16)) && old.is_some();
+            let taken_here =
+                old.is_some() && (self.held.ports.contains(&(wanted as u16)) || self.dry_ports.contains(&wanted));
             let given = if wanted != 0 && (had.contains(&wanted) || taken_here) {
                 wanted
             } else if wanted != 0 {
@@ -109,24 +110,50 @@ impl Taking<'_> {
     async fn take_port(&mut self, port: i64) -> Result<(), Refusal> {
         let node_ports = self.pipeline.node_ports.clone();
         if self.dry_run {
-            return node_ports.look(|ports| ports.take(port)).await.map(drop);
+            return self.try_port(port).await;
         }
         let port = node_ports.change(|ports| ports.take(port)).await?;
         self.held.ports.push(port);
         Ok(())
     }
 
-    async fn any_port(&mut self) -> Result<i64, Status> {
+    /// What a dry run asks of a port: that nobody has it. Whether it is one of those that services may have is asked only
+    /// when it is taken in earnest, as upstream does.
+    async fn try_port(&mut self, port: i64) -> Result<(), Refusal> {
         let node_ports = self.pipeline.node_ports.clone();
-        let taken = match self.dry_run {
-            true => node_ports.look(|ports| ports.take_any()).await,
-            false => node_ports.change(|ports| ports.take_any()).await,
+        let taken = node_ports.look(|ports| Ok(u16::try_from(port).is_ok_and(|port| ports.has(port)))).await?;
+        if taken || self.dry_ports.contains(&port) {
+            return Err(Refusal::why("provided port is already allocated"));
+        }
+        self.dry_ports.push(port);
+        Ok(())
+    }
+
+    /// The port that a dry run shows where any would do: one after those it has, free or not.
+    async fn any_dry_port(&mut self) -> i64 {
+        const FIRST: i64 = 32768;
+        const SEARCHED_BELOW: i64 = 100;
+        let last = match self.dry_ports.iter().max() {
+            Some(last) => (*last).max(0),
+            None => FIRST,
         };
-        match taken {
+        for port in last + 1..SEARCHED_BELOW {
+            if self.try_port(port).await.is_ok() {
+                return port;
+            }
+        }
+        self.dry_ports.push(last + 1);
+        i64::from((last + 1) as i32)
+    }
+
+    async fn any_port(&mut self) -> Result<i64, Status> {
+        if self.dry_run {
+            return Ok(self.any_dry_port().await);
+        }
+        let node_ports = self.pipeline.node_ports.clone();
+        match node_ports.change(|ports| ports.take_any()).await {
             Ok(port) => {
-                if !self.dry_run {
-                    self.held.ports.push(port);
-                }
+                self.held.ports.push(port);
                 Ok(i64::from(port))
             }
             Err(Refusal::Why(why)) => Err(Status::internal(format!("failed to allocate a nodePort: {why}"))),

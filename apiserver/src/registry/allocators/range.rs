@@ -31,7 +31,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    fn why(text: &str) -> Refusal {
+    pub(super) fn why(text: &str) -> Refusal {
         Refusal::Why(text.to_owned())
     }
 }

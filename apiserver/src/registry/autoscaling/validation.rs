@@ -1,5 +1,7 @@
 //! What may be wrong with an autoscaler (upstream: `pkg/apis/autoscaling/validation`).
 
+use crate::registry::checks;
+use crate::registry::core::quantities::validate_container_resource_name;
 use coxswain_api::Value;
 use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::names;
@@ -8,33 +10,62 @@ use coxswain_api::quantity::Quantity;
 const WINDOW_SECONDS_MAX: i64 = 3600;
 const PERIOD_SECONDS_MAX: i64 = 1800;
 
-pub(super) fn validate(object: &Value) -> ErrorList {
+/// What a reference's `apiVersion` may be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum GroupRule {
+    Required,
+    Optional,
+    /// It was wrong before, and an update may leave it so.
+    Ignored,
+}
+
+pub(super) fn validate(object: &Value, old: Option<&Value>) -> ErrorList {
     let spec = View::root(object).child("spec");
+    let before = old.map(|old| View::root(old).child("spec"));
     let mut errors = ErrorList::new();
     let (min, max) = (spec.child("minReplicas"), spec.child("maxReplicas"));
-    if min.opt_i64().is_some_and(|m| m < 1) {
-        errors.push(Error::invalid(min.path(), min.i64(), "must be greater than or equal to 1"));
+    // Who scales to zero already goes on doing so.
+    let least = if before.as_ref().is_some_and(|b| b.child("minReplicas").opt_i64() == Some(0)) { 0 } else { 1 };
+    if min.opt_i64().is_some_and(|m| m < least) {
+        errors.push(Error::invalid(min.path(), min.i64(), format!("must be greater than or equal to {least}")));
     }
-    if max.i64() < 1 {
-        errors.push(Error::required(max.path(), "must be set and greater than 0"));
+    match max.i64() {
+        0 => errors.push(Error::required(max.path(), "must be set and greater than 0")),
+        negative if negative < 0 => {
+            errors.push(Error::invalid(max.path(), negative, "must be greater than or equal to 1"));
+        }
+        _ => {}
     }
     if min.opt_i64().is_some_and(|m| max.i64() < m) {
         errors.push(Error::invalid(max.path(), max.i64(), "must be greater than or equal to `minReplicas`"));
     }
     let target = spec.child("scaleTargetRef");
-    validate_reference(&target, &mut errors);
-    let (api_version, kind) = (target.child("apiVersion"), target.child("kind"));
-    if api_version.str().matches('/').count() > 1 {
-        let why = format!("unexpected GroupVersion string: {}", api_version.str());
-        errors.push(Error::invalid(api_version.path(), api_version.str(), why));
-    } else if !api_version.str().contains('/') && kind.str() != "ReplicationController" {
-        let why = "apiVersion must specify API group";
-        errors.push(Error::invalid(api_version.path(), api_version.str(), why));
-    }
+    let unchanged = before.as_ref().is_some_and(|before| {
+        let before = before.child("scaleTargetRef");
+        ["apiVersion", "kind"].iter().all(|field| before.child_named(field).str() == target.child_named(field).str())
+    });
+    let rule = match unchanged {
+        true => GroupRule::Ignored,
+        // The only kind of the core group that scales.
+        false if target.child("kind").str() == "ReplicationController" => GroupRule::Optional,
+        false => GroupRule::Required,
+    };
+    validate_reference(&target, rule, &mut errors);
     let metrics = spec.child("metrics");
+    let described =
+        |metric: &View<'_>| metric.child("object").child("describedObject").child("apiVersion").str().to_owned();
+    let was_wrong = before.is_some_and(|before| {
+        let objects = |m: &View<'_>| m.child("type").str() == "Object" && m.child("object").exists();
+        before
+            .child("metrics")
+            .items()
+            .filter(objects)
+            .any(|m| group_error(&described(&m), GroupRule::Optional).is_some())
+    });
+    let rule = if was_wrong { GroupRule::Ignored } else { GroupRule::Optional };
     let mut scales_from_zero = false;
     for metric in metrics.items() {
-        validate_metric(&metric, &mut errors);
+        validate_metric(&metric, rule, &mut errors);
         scales_from_zero |= matches!(metric.child("type").str(), "Object" | "External");
     }
     if min.opt_i64() == Some(0) && !scales_from_zero {
@@ -63,7 +94,7 @@ pub(super) fn validate_status(object: &Value) -> ErrorList {
     errors
 }
 
-fn validate_reference(reference: &View<'_>, errors: &mut ErrorList) {
+fn validate_reference(reference: &View<'_>, rule: GroupRule, errors: &mut ErrorList) {
     for field in ["kind", "name"] {
         let value = reference.child(field);
         if value.is_empty() {
@@ -74,9 +105,25 @@ fn validate_reference(reference: &View<'_>, errors: &mut ErrorList) {
             errors.push(Error::invalid(value.path(), value.str(), why));
         }
     }
+    let version = reference.child("apiVersion");
+    if let Some(why) = group_error(version.str(), rule) {
+        errors.push(Error::invalid(version.path(), version.str(), why));
+    }
 }
 
-fn validate_metric(metric: &View<'_>, errors: &mut ErrorList) {
+/// What is wrong with a group and version (upstream: `ValidateAPIVersion`).
+fn group_error(api_version: &str, rule: GroupRule) -> Option<String> {
+    if rule == GroupRule::Ignored {
+        return None;
+    }
+    if api_version.matches('/').count() > 1 {
+        return Some(format!("unexpected GroupVersion string: {api_version}"));
+    }
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    (rule == GroupRule::Required && group.is_empty()).then(|| "apiVersion must specify API group".to_owned())
+}
+
+fn validate_metric(metric: &View<'_>, rule: GroupRule, errors: &mut ErrorList) {
     const KINDS: [(&str, &str); 5] = [
         ("ContainerResource", "containerResource"),
         ("External", "external"),
@@ -99,7 +146,7 @@ fn validate_metric(metric: &View<'_>, errors: &mut ErrorList) {
         let source = metric.child_named(first);
         match *first {
             "object" => {
-                validate_reference(&source.child("describedObject"), errors);
+                validate_reference(&source.child("describedObject"), rule, errors);
                 validate_identifier(&source.child("metric"), errors);
                 let target = source.child("target");
                 validate_target(&target, errors);
@@ -150,8 +197,13 @@ fn validate_resource(source: &View<'_>, of_container: bool, errors: &mut ErrorLi
         errors.push(Error::required(name.path(), "must specify a resource name"));
     }
     let container = source.child("container");
+    if of_container && !name.is_empty() {
+        validate_container_resource_name(name.str(), name.path(), errors);
+    }
     if of_container && container.is_empty() {
         errors.push(Error::required(container.path(), "must specify a container"));
+    } else if of_container {
+        checks::dns_label(&container, errors);
     }
     let target = source.child("target");
     validate_target(&target, errors);
@@ -188,7 +240,8 @@ fn validate_target(target: &View<'_>, errors: &mut ErrorList) {
     let kind = target.child("type");
     if kind.is_empty() {
         errors.push(Error::required(kind.path(), "must specify a metric target type"));
-    } else if !matches!(kind.str(), "Utilization" | "Value" | "AverageValue") {
+    }
+    if !matches!(kind.str(), "Utilization" | "Value" | "AverageValue") {
         let why = "must be either Utilization, Value, or AverageValue";
         errors.push(Error::invalid(kind.path(), kind.str(), why));
     }
@@ -219,10 +272,6 @@ fn validate_rules(rules: &View<'_>, errors: &mut ErrorList) {
     {
         errors.push(Error::not_supported(select.path(), policy, &["Disabled", "Max", "Min"]));
     }
-    let tolerance = rules.child("tolerance");
-    if Quantity::parse(tolerance.str()).is_ok_and(|q| q.sign() < 0) {
-        errors.push(Error::invalid(tolerance.path(), tolerance.str(), "must be greater than or equal to 0"));
-    }
     let policies = rules.child("policies");
     if policies.is_empty() {
         errors.push(Error::required(policies.path(), "must specify at least one Policy"));
@@ -241,5 +290,9 @@ fn validate_rules(rules: &View<'_>, errors: &mut ErrorList) {
             let why = format!("must be less than or equal to {PERIOD_SECONDS_MAX}");
             errors.push(Error::invalid(period.path(), period.i64(), why));
         }
+    }
+    let tolerance = rules.child("tolerance");
+    if Quantity::parse(tolerance.str()).is_ok_and(|q| q.sign() < 0) {
+        errors.push(Error::invalid(tolerance.path(), tolerance.str(), "must be greater than or equal to 0"));
     }
 }

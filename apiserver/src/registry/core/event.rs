@@ -1,6 +1,9 @@
 //! Event (upstream: `pkg/registry/core/event`, `ValidateEventCreate`). One store serves the core group and `events.k8s.io`;
 //! the latter is stricter.
 
+use crate::registry::internal::{
+    EVENT_SOURCE, Member, OBJECT_REFERENCE, PLAIN_MEMBER, Shape, TEXT_MEMBER, dump_member,
+};
 use crate::registry::metadata;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
@@ -59,26 +62,16 @@ impl Resource for Events {
         if new.child("series").value() != before.child("series").value() {
             errors.extend(validate_series(&new));
         }
-        for field in [
-            "involvedObject",
-            "reason",
-            "message",
-            "source",
-            "firstTimestamp",
-            "lastTimestamp",
-            "count",
-            "type",
-            "eventTime",
-            "action",
-            "related",
-            "reportingComponent",
-            "reportingInstance",
-        ] {
+        for (field, shape) in FIXED {
             let value = new.child(field);
-            if value.value() != before.child(field).value() {
-                let path =
-                    if field == "reportingComponent" { Path::new("reportingController") } else { value.path().clone() };
-                errors.push(Error::invalid(&path, &value, "field is immutable"));
+            let shown = dump_member(&value, shape);
+            if shown.0 != dump_member(&before.child(field), shape).0 {
+                let path = if *field == "reportingComponent" {
+                    Path::new("reportingController")
+                } else {
+                    value.path().clone()
+                };
+                errors.push(Error::invalid(&path, shown, "field is immutable"));
             }
         }
         errors
@@ -135,6 +128,32 @@ impl Resource for Events {
         ]
     }
 }
+
+/// What an event of `events.k8s.io` stays, in upstream's order, in which the reason comes twice.
+const FIXED: &[(&str, Member)] = &[
+    (
+        "involvedObject",
+        Member(
+            "",
+            "",
+            r#"{"Kind":"","Namespace":"","Name":"","UID":"","APIVersion":"","ResourceVersion":"","FieldPath":""}"#,
+            OBJECT_REFERENCE,
+        ),
+    ),
+    ("reason", TEXT_MEMBER),
+    ("message", TEXT_MEMBER),
+    ("source", Member("", "", r#"{"Component":"","Host":""}"#, EVENT_SOURCE)),
+    ("firstTimestamp", PLAIN_MEMBER),
+    ("lastTimestamp", PLAIN_MEMBER),
+    ("count", Member("", "", "0", Shape::Plain)),
+    ("reason", TEXT_MEMBER),
+    ("type", TEXT_MEMBER),
+    ("eventTime", PLAIN_MEMBER),
+    ("action", TEXT_MEMBER),
+    ("related", Member("", "", "null", OBJECT_REFERENCE)),
+    ("reportingComponent", TEXT_MEMBER),
+    ("reportingInstance", TEXT_MEMBER),
+];
 
 const INVOLVED: [(&str, &str); 7] = [
     ("involvedObject.kind", "kind"),

@@ -1,14 +1,17 @@
 //! Node (upstream: `pkg/registry/core/node`, `ValidateNode`).
 
 use super::quantities::validate_quantity;
+use crate::registry::checks::NOT_POSITIVE;
 use crate::registry::internal::{NODE_ADDRESS, dump};
 use crate::registry::resource::Resource;
 use crate::request::Context;
-use coxswain_api::field::{Error, ErrorList, Path, View};
+use coxswain_api::field::{Error, ErrorList, Path, View, go_quote};
 use coxswain_api::names::{self, ip};
 use coxswain_api::{Value, json};
 
 pub struct Nodes;
+
+const FEATURE_BYTES_MAX: usize = 253;
 
 impl Resource for Nodes {
     fn set_defaults(&self, object: &mut Value) {
@@ -46,6 +49,13 @@ impl Resource for Nodes {
         let mut errors = ErrorList::new();
         validate_taints(&root, &mut errors);
         validate_resources(&root, &mut errors);
+        let swap = root.child("status").child("nodeInfo").child("swap").child("capacity");
+        if swap.opt_i64().is_some_and(|bytes| bytes <= 0) {
+            // Upstream reports it as if it were metadata.
+            let path = Path::new("metadata").child("nodeSwapStatus").child("capacity");
+            errors.push(Error::invalid(&path, swap.i64(), NOT_POSITIVE));
+        }
+        validate_features(&root, &mut errors);
         let cidrs = root.child("spec").child("podCIDRs");
         for cidr in cidrs.items() {
             errors.extend(ip::check_cidr_legacy(cidr.path(), cidr.str(), true, &[]));
@@ -64,21 +74,15 @@ impl Resource for Nodes {
                 let why = "may specify no more than one CIDR for each IP family";
                 errors.push(Error::invalid(cidrs.path(), &cidrs, why));
             }
-            let mut seen: Vec<&str> = Vec::new();
-            for cidr in cidrs.items() {
-                if seen.contains(&cidr.str()) {
-                    errors.push(Error::duplicate(cidr.path(), cidr.str()));
-                }
-                seen.push(cidr.str());
-            }
         }
         errors
     }
 
-    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
         let (new, before) = (View::root(object), View::root(old));
-        let mut errors = ErrorList::new();
+        let mut errors = if subresource.is_empty() { self.validate(ctx, object) } else { ErrorList::new() };
         validate_resources(&new, &mut errors);
+        validate_features(&new, &mut errors);
         let mut seen: Vec<&Value> = Vec::new();
         for address in new.child("status").child("addresses").items() {
             let Some(value) = address.value() else { continue };
@@ -114,6 +118,18 @@ impl Resource for Nodes {
         errors
     }
 
+    fn warnings(&self, _ctx: &Context, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        let spec = View::root(object).child("spec");
+        let mut list = Vec::new();
+        if !spec.child("externalID").is_empty() {
+            list.push("spec.externalID: this field is deprecated, and is unused by Kubernetes".to_owned());
+        }
+        for cidr in spec.child("podCIDRs").items() {
+            list.extend(ip::warnings_for_cidr(cidr.path(), cidr.str()));
+        }
+        list
+    }
+
     fn keeps_status_on_create(&self) -> bool {
         true
     }
@@ -145,6 +161,39 @@ fn validate_resources(root: &View<'_>, errors: &mut ErrorList) {
             validate_quantity(name, &View::new(amount.value(), path), errors);
         }
     }
+}
+
+/// What a node says it can do: names in order, each once (upstream: `validateNodeDeclaredFeatures`).
+fn validate_features(root: &View<'_>, errors: &mut ErrorList) {
+    let mut last: Option<&str> = None;
+    for feature in root.child("status").child("declaredFeatures").items() {
+        let name = feature.str();
+        match last {
+            Some(last) if last == name => errors.push(Error::duplicate(feature.path(), name)),
+            Some(last) if last > name => {
+                errors.push(Error::invalid(feature.path(), name, "list must be sorted alphabetically"));
+            }
+            _ => {}
+        }
+        last = Some(name);
+        let why = if name.len() > FEATURE_BYTES_MAX {
+            format!("must be no more than {FEATURE_BYTES_MAX} characters")
+        } else if !is_feature_name(name) {
+            "must start with an UpperCamelCase segment, with subsequent segments separated by '/' (e.g., MyFeature or \
+             MyFeature/mySubFeature), and contain only alphanumeric characters and slashes"
+                .to_owned()
+        } else {
+            continue;
+        };
+        errors.push(Error::invalid(feature.path(), name, format!("invalid feature name {}: {why}", go_quote(name))));
+    }
+}
+
+fn is_feature_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_uppercase())
+        && name.split('/').all(|part| {
+            part.starts_with(|c: char| c.is_ascii_alphabetic()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
+        })
 }
 
 /// Upstream reports taints under `metadata`, where they once were.

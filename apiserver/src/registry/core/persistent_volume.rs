@@ -20,7 +20,9 @@ impl Resource for PersistentVolumes {
     fn set_defaults(&self, object: &mut Value) {
         set_default(object, "status", "phase", "Pending");
         set_default(object, "spec", "persistentVolumeReclaimPolicy", "Retain");
-        set_default(object, "spec", "volumeMode", "Filesystem");
+        if let Some(spec) = object.get_mut("spec") {
+            crate::registry::defaults::set_default(spec, "volumeMode", || "Filesystem".into());
+        }
         if let Some(path) = object.pointer_mut("/spec/hostPath").filter(|p| p.is_object())
             && path.get("type").is_none_or(Value::is_null)
         {
@@ -39,7 +41,10 @@ impl Resource for PersistentVolumes {
         let field = |v: &Value, f: &str| v.get("status").and_then(|s| s.get(f)).cloned().unwrap_or_default();
         let moved = field(object, "phase") != field(old, "phase");
         let given = field(object, "lastPhaseTransitionTime");
-        if moved && (given.is_null() || given == field(old, "lastPhaseTransitionTime")) {
+        let before = field(old, "lastPhaseTransitionTime");
+        if !moved && given.is_null() && !before.is_null() {
+            object["status"]["lastPhaseTransitionTime"] = before;
+        } else if moved && (given.is_null() || given == before) {
             object["status"]["lastPhaseTransitionTime"] = time::format_seconds(ctx.now).into();
         }
     }
@@ -55,8 +60,10 @@ impl Resource for PersistentVolumes {
             return ErrorList::new();
         }
         let mut errors = validate(object, Some(old));
-        validate_change(&View::root(object).child("spec"), &View::root(old).child("spec"), &mut errors);
         mount_options(object, &mut errors);
+        // Upstream's strategy and its check of the update both look at the whole.
+        errors.extend(validate(object, Some(old)));
+        validate_change(&View::root(object).child("spec"), &View::root(old).child("spec"), &mut errors);
         errors
     }
 

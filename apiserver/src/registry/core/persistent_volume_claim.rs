@@ -17,7 +17,9 @@ const IMMUTABLE: &str =
 impl Resource for PersistentVolumeClaims {
     fn set_defaults(&self, object: &mut Value) {
         set_default(object, "status", "phase", "Pending");
-        set_default(object, "spec", "volumeMode", "Filesystem");
+        if let Some(spec) = object.get_mut("spec") {
+            crate::registry::defaults::set_default(spec, "volumeMode", || "Filesystem".into());
+        }
     }
 
     fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {

@@ -115,6 +115,13 @@ impl Resource for Pods {
         warnings
     }
 
+    fn status_warnings(&self, object: &Value) -> Vec<String> {
+        let status = View::root(object).child("status");
+        let addresses = ["podIPs", "hostIPs"].map(|list| status.child(list));
+        let addresses = addresses.iter().flat_map(|list| list.items()).map(|entry| entry.child("ip"));
+        addresses.flat_map(|ip| names::ip::warnings_for_ip(ip.path(), ip.str())).collect()
+    }
+
     fn has_generation(&self) -> bool {
         true
     }

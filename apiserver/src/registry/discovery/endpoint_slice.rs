@@ -142,13 +142,14 @@ fn validate_endpoint(endpoint: &View<'_>, kind: &str, kept: &HashSet<&str>, erro
         let text = address.str();
         match kind {
             "IPv4" | "IPv6" => {
-                let wrong = ip::check_ip_legacy(address.path(), text, true, &[]);
-                let fits = (kind == "IPv6") == text.contains(':');
-                if wrong.is_empty() && !fits {
-                    let article = format!("must be an {kind} address");
-                    errors.push(Error::invalid(address.path(), text, article));
+                let wrong = ip::check_ip_legacy(address.path(), text, kind == "IPv4", &[]);
+                if !wrong.is_empty() {
+                    errors.extend(wrong);
+                    continue;
                 }
-                errors.extend(wrong);
+                if (kind == "IPv6") != text.contains(':') {
+                    errors.push(Error::invalid(addresses.path(), text, format!("must be an {kind} address")));
+                }
                 non_special_ip(&address, errors);
             }
             "FQDN" => errors.extend(full_name(&address)),
@@ -236,7 +237,7 @@ fn validate_ports(ports: &View<'_>, errors: &mut ErrorList) {
         }
         seen.push(name.str());
         let protocol = port.child("protocol");
-        if protocol.is_empty() {
+        if !protocol.exists() {
             errors.push(Error::required(protocol.path(), ""));
         } else if !matches!(protocol.str(), "TCP" | "UDP" | "SCTP") {
             errors.push(Error::not_supported(protocol.path(), protocol.str(), &["SCTP", "TCP", "UDP"]));

@@ -332,7 +332,7 @@ pub(super) fn status(object: &Value) -> ErrorList {
         }
         seen.push(kind.str());
         if kind.is_empty() {
-            errors.push(Error::required(kind.path(), "must not be empty"));
+            errors.push(Error::required(kind.path(), ""));
         }
     }
     errors

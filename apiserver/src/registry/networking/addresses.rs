@@ -1,6 +1,7 @@
 //! IPAddress and ServiceCIDR: which addresses Services have and may have.
 
 use crate::registry::checks;
+use crate::registry::internal::{PARENT_REFERENCE, dump};
 use crate::registry::resource::Resource;
 use crate::request::Context;
 use coxswain_api::Value;
@@ -39,22 +40,12 @@ impl Resource for IpAddresses {
         errors
     }
 
-    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
         let (new, old, mut errors) =
-            (View::root(object).child("spec"), View::root(old).child("spec"), ErrorList::new());
+            (View::root(object).child("spec"), View::root(old).child("spec"), self.validate(ctx, object));
         let parent = new.child("parentRef");
         if !checks::same(parent.value(), old.child("parentRef").value()) {
-            // As upstream's internal type prints itself.
-            let part = |name: &'static str| serde_json::json!(parent.child(name).str());
-            let shown = format!(
-                "{{\"Group\":{},\"Resource\":{},\"Namespace\":{},\"Name\":{}}}",
-                part("group"),
-                part("resource"),
-                part("namespace"),
-                part("name")
-            );
-            let error = Error::invalid(parent.path(), &Value::Null, "field is immutable");
-            errors.push(Error { bad_value: Some(shown), ..error });
+            errors.push(Error::invalid(parent.path(), dump(&parent, &PARENT_REFERENCE), checks::IMMUTABLE));
         }
         errors
     }

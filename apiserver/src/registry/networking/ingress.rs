@@ -94,9 +94,7 @@ impl Leniency {
 fn spec(spec: &View<'_>, leniency: Leniency, errors: &mut ErrorList) {
     let (rules, default) = (spec.child("rules"), spec.child("defaultBackend"));
     if rules.is_empty() && !default.exists() {
-        let shown = json!([]);
-        let shown = rules.value().unwrap_or(&shown);
-        errors.push(Error::invalid(spec.path(), shown, "either `defaultBackend` or `rules` must be specified"));
+        errors.push(Error::invalid(spec.path(), &rules, "either `defaultBackend` or `rules` must be specified"));
     }
     if default.exists() {
         backend(&default, errors);
@@ -225,12 +223,12 @@ fn typed_reference(reference: &View<'_>, errors: &mut ErrorList) {
         checks::dns_subdomain(&group, errors);
     }
     if kind.is_empty() {
-        errors.push(Error::required(kind.path(), "kind is required"));
+        errors.push(Error::required(kind.path(), ""));
     } else {
         checks::all(&kind, names::path_segment(kind.str(), false), errors);
     }
     if name.is_empty() {
-        errors.push(Error::required(name.path(), "name is required"));
+        errors.push(Error::required(name.path(), ""));
     } else {
         checks::all(&name, names::path_segment(name.str(), false), errors);
     }
@@ -263,7 +261,7 @@ impl Resource for IngressClasses {
     fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
         let (new, old) = (View::root(object).child("spec"), View::root(old).child("spec"));
         let mut errors = ErrorList::new();
-        checks::immutable(&new.child("controller"), &old.child("controller"), &mut errors);
+        checks::immutable_text(&new.child("controller"), &old.child("controller"), &mut errors);
         errors.extend(self.validate(ctx, object));
         errors
     }

@@ -55,7 +55,10 @@ impl Resource for StorageClasses {
         let (root, mut errors) = (View::root(object), ErrorList::new());
         qualified_lower(&root.child("provisioner"), &mut errors);
         parameters(&root.child("parameters"), false, &mut errors);
-        checks::supported_value(&root.child("reclaimPolicy"), &["Delete", "Retain"], &mut errors);
+        let policy = root.child("reclaimPolicy");
+        if !policy.is_empty() {
+            checks::supported_value(&policy, &["Delete", "Retain"], &mut errors);
+        }
         let mode = root.child("volumeBindingMode");
         if !mode.exists() {
             errors.push(Error::required(mode.path(), ""));
@@ -77,7 +80,9 @@ impl Resource for StorageClasses {
 
     fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
         let (new, old, mut errors) = (View::root(object), View::root(old), self.validate(ctx, object));
-        for name in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
+        checks::immutable(&new.child("parameters"), &old.child("parameters"), &mut errors);
+        checks::immutable_text(&new.child("provisioner"), &old.child("provisioner"), &mut errors);
+        for name in ["reclaimPolicy", "volumeBindingMode"] {
             checks::immutable(&new.child(name), &old.child(name), &mut errors);
         }
         errors

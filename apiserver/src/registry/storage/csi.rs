@@ -39,8 +39,15 @@ impl Resource for CsiDrivers {
         errors
     }
 
+    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
+        drop_scheduling_prevention(object);
+    }
+
     /// A new driver has no generation; every change of what it says counts one.
     fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
+        if old.pointer("/spec/preventPodSchedulingIfMissing").is_none_or(Value::is_null) {
+            drop_scheduling_prevention(object);
+        }
         if object.get("spec") != old.get("spec") {
             let generation = metadata::number(old, "generation").unwrap_or(0);
             metadata::set(object, "generation", generation + 1);
@@ -80,6 +87,13 @@ impl Resource for CsiDrivers {
 
     fn returns_deleted_object(&self) -> bool {
         true
+    }
+}
+
+/// Belongs to a feature that is off (`VolumeLimitScaling`).
+fn drop_scheduling_prevention(driver: &mut Value) {
+    if let Some(spec) = driver.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.remove("preventPodSchedulingIfMissing");
     }
 }
 
@@ -126,7 +140,7 @@ fn driver_spec(spec: &View<'_>, errors: &mut ErrorList) {
     }
     let in_secrets = spec.child("serviceAccountTokenInSecrets");
     if in_secrets.exists() && spec.child("tokenRequests").is_empty() {
-        let why = "serviceAccountTokenInSecrets can only be set when tokenRequests is configured";
+        let why = "serviceAccountTokenInSecrets is set but no tokenRequests are specified";
         errors.push(Error::invalid(in_secrets.path(), in_secrets.bool(), why));
     }
     let period = spec.child("nodeAllocatableUpdatePeriodSeconds");
