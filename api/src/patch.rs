@@ -18,9 +18,14 @@ pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 /// Applies an RFC 6902 patch. Like upstream's library it also takes negative indices, and a `test` for null passes where
 /// there is no value.
 pub fn json(document: &Value, patch: &Value) -> Result<Value, Status> {
-    let Value::Array(operations) = patch else {
-        let what = format!("json: cannot unmarshal {} into Go value of type []handlers.jsonPatchOp", json_kind(patch));
-        return Err(Status::bad_request(format!("error decoding patch: {what}")));
+    let operations: &[Value] = match patch {
+        Value::Array(operations) => operations,
+        Value::Null => &[],
+        other => {
+            let what =
+                format!("json: cannot unmarshal {} into Go value of type []handlers.jsonPatchOp", json_kind(other));
+            return Err(Status::bad_request(format!("error decoding patch: {what}")));
+        }
     };
     if operations.len() > MAX_JSON_PATCH_OPERATIONS {
         return Err(Status::too_large(format!(
@@ -31,13 +36,42 @@ pub fn json(document: &Value, patch: &Value) -> Result<Value, Status> {
     json_patch::apply(document, operations).map_err(|_| unprocessable())
 }
 
+/// What strict decoding says of the operations of an RFC 6902 patch: which fields it does not know, or why it is none at all.
+pub fn unknown_fields(patch: &Value) -> Result<Vec<String>, String> {
+    let mut unknown = Vec::new();
+    for (i, operation) in patch.as_array().into_iter().flatten().enumerate() {
+        let fields = match operation {
+            Value::Object(fields) => fields,
+            Value::Null => continue,
+            other => {
+                let kind = json_kind(other);
+                return Err(format!("json: cannot unmarshal {kind} into Go value of type handlers.jsonPatchOp"));
+            }
+        };
+        for (name, value) in fields {
+            match name.as_str() {
+                "value" => {}
+                "op" | "path" | "from" if value.is_string() || value.is_null() => {}
+                "op" | "path" | "from" => {
+                    let kind = json_kind(value);
+                    return Err(format!(
+                        "json: cannot unmarshal {kind} into Go struct field jsonPatchOp.{name} of type string"
+                    ));
+                }
+                _ => unknown.push(format!("unknown field \"[{i}].{name}\"")),
+            }
+        }
+    }
+    Ok(unknown)
+}
+
 /// Applies an RFC 7386 merge patch.
 pub fn merge(document: &Value, patch: &Value) -> Result<Value, Status> {
     let mut merged = document.clone();
     match patch {
         Value::Object(patch) => merge_object(&mut merged, patch),
-        // A null patch is an empty one, as upstream's decoder sees it.
-        Value::Null => {}
+        // Upstream's decoder takes null for an empty patch, and its library then refuses it.
+        Value::Null => return Err(Status::bad_request("Invalid JSON Patch")),
         _ => {
             let what =
                 format!("json: cannot unmarshal {} into Go value of type map[string]interface {{}}", json_kind(patch));
@@ -90,7 +124,7 @@ fn unprocessable() -> Status {
 }
 
 /// The kind of a JSON value in the words of Go's decoder.
-fn json_kind(value: &Value) -> &'static str {
+pub fn json_kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

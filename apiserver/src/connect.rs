@@ -9,7 +9,7 @@ pub mod target;
 
 use crate::front::{Front, Incoming, NotCompressed, RequestBody};
 use crate::resources::Served;
-use crate::respond::{Answer, Body, refusal};
+use crate::respond::{self, Answer, Body, refusal};
 use bytes::Bytes;
 use coxswain_api::Status;
 pub use dial::{Dialer, KubeletConfig};
@@ -41,7 +41,9 @@ impl Front {
     pub(crate) async fn connect(self: Arc<Self>, _served: Arc<Served>, mut incoming: Incoming) -> Answer {
         let accepted = incoming.accepted_or_json();
         let target = match target::find(&self, &incoming).await {
-            Ok(target) => target,
+            Ok(Some(target)) => target,
+            // The log of a pod that no node has yet.
+            Ok(None) => return respond::no_content(),
             Err(status) => return refusal(&status, accepted),
         };
         let upgrades = is_upgrade(&incoming.headers);

@@ -63,6 +63,20 @@ pub struct Encoder {
     pub now: jiff::Timestamp,
 }
 
+/// What upstream calls a kind inside, which some refusals print: the package of the internal type is its group.
+fn internal_type(group: &str, kind: &str) -> String {
+    let package = match group {
+        "" | "events.k8s.io" => "core",
+        group => group.split('.').next().unwrap_or_default(),
+    };
+    format!("*{package}.{kind}")
+}
+
+fn not_a_list(what: &str) -> Status {
+    let message = format!("you requested PartialObjectMetadataList, but the requested object is not a list ({what})");
+    Status::new(406, "NotAcceptable", message)
+}
+
 impl Encoder {
     pub fn new(served: Arc<Served>, accepted: Accepted, query: &Query, now: jiff::Timestamp) -> Result<Self, Status> {
         let include = match query.first("includeObject").unwrap_or_default() {
@@ -72,7 +86,7 @@ impl Encoder {
             other if matches!(accepted.shape, Shape::Table(_)) => {
                 let what = coxswain_api::field::go_quote(other);
                 return Err(Status::bad_request(format!(
-                    "includeObject: Invalid value: {what}: must be 'Metadata', 'Object', 'None', or empty"
+                    "Unable to convert to Table as requested: includeObject: Invalid value: {what}: must be 'Metadata', 'Object', 'None', or empty"
                 )));
             }
             _ => Include::Metadata,
@@ -163,14 +177,7 @@ impl Encoder {
                 let rows = vec![self.row(&tree, version)?];
                 self.meta(&self.table(version, meta, rows, true), "Table")
             }
-            Shape::PartialList(_) => Err(Status::new(
-                406,
-                "NotAcceptable",
-                format!(
-                    "you requested PartialObjectMetadataList, but the requested object is not a list ({})",
-                    self.served.ty.kind
-                ),
-            )),
+            Shape::PartialList(_) => Err(not_a_list(&self.internal_type(&self.served.ty.kind))),
         }
     }
 
@@ -279,10 +286,18 @@ impl Encoder {
         Ok(answer(StatusCode::OK, content_type, bytes))
     }
 
+    fn internal_type(&self, kind: &str) -> String {
+        if self.served.custom {
+            let list = if kind == &*self.served.ty.list_kind { "List" } else { "" };
+            return format!("*unstructured.Unstructured{list}");
+        }
+        internal_type(&self.served.ty.group_version.group, kind)
+    }
+
     fn not_one(&self) -> Status {
         let message = format!(
             "you requested PartialObjectMetadata, but the requested object is a list ({})",
-            self.served.ty.list_kind
+            self.internal_type(&self.served.ty.list_kind)
         );
         Status::new(406, "NotAcceptable", message)
     }
@@ -373,6 +388,7 @@ impl Encoder {
                 None => crate::convert::any_document(tree, self.accepted)?,
             },
             Shape::Partial(version) if !plain => self.meta(&partial_tree(tree, version), "PartialObjectMetadata")?,
+            Shape::PartialList(_) if !plain => return Err(not_a_list(&internal_type(group, kind))),
             _ => crate::convert::any_document(tree, self.accepted)?,
         };
         Ok(answer(code, self.accepted.media.content_type(), bytes))

@@ -26,7 +26,7 @@ use crate::registry::options::{Query, manager_of_user_agent};
 use crate::registry::pipeline::Pipeline;
 use crate::request::{Context, RequestInfo, User, Warnings};
 use crate::resources::Resources;
-use crate::respond::{Answer, Body, refusal, text};
+use crate::respond::{Answer, Body, NO_SNIFF, error_page, refusal};
 use crate::store::Store;
 use bytes::Bytes;
 use coxswain_api::Status;
@@ -149,7 +149,7 @@ impl Front {
         let mut answer = served.unwrap_or_else(|_| {
             // The panic itself is in the log, where the panic hook wrote it.
             let body = "This request caused apiserver to panic. Look in the logs for details.\n";
-            text(StatusCode::INTERNAL_SERVER_ERROR, body)
+            error_page(StatusCode::INTERNAL_SERVER_ERROR, body)
         });
         let headers = answer.headers_mut();
         headers.insert(AUDIT_ID, audit_id);
@@ -197,6 +197,11 @@ impl Front {
                 }
             }
         };
+        let warnings = Warnings::default();
+        if crate::authentication::ignores_bearer(&parts.headers) {
+            let why = "the provided Authorization header contains extra space before the bearer token, and is ignored";
+            warnings.add(why.to_owned());
+        }
         // The credential must not reach anything that a request is passed on to.
         parts.headers.remove(http::header::AUTHORIZATION);
         let wanted: BoxFuture<'_, _> =
@@ -204,7 +209,11 @@ impl Front {
         match wanted.await {
             Ok(Some(other)) => user = Arc::new(other),
             Ok(None) => {}
-            Err(status) => return refusal(&status, accepted),
+            Err(status) => {
+                let mut answer = refusal(&status, accepted);
+                answer.headers_mut().insert(NO_SNIFF.0, NO_SNIFF.1);
+                return answer;
+            }
         }
         let _in_flight = (!long_running).then(|| self.metrics.enter(&info));
         // Of what has no end only the beginning of a watch is bounded, which may be as much work as a list.
@@ -227,7 +236,6 @@ impl Front {
             },
             _ => {}
         }
-        let warnings = Warnings::default();
         let agent = parts.headers.get(USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let field_manager = match query.first("fieldManager") {
             Some(manager) if !manager.is_empty() => manager.to_owned(),
@@ -298,17 +306,12 @@ fn add_flow_headers(answer: &mut Answer, uids: Option<[HeaderValue; 2]>) {
 
 /// Plain text, as upstream has it.
 fn too_many_requests(refused: &Refused, uids: Option<[HeaderValue; 2]>) -> Answer {
-    let mut answer = text(StatusCode::TOO_MANY_REQUESTS, "Too many requests, please try again later.\n");
+    let mut answer = error_page(StatusCode::TOO_MANY_REQUESTS, "Too many requests, please try again later.\n");
     let headers = answer.headers_mut();
-    headers.insert(NO_SNIFF.0, NO_SNIFF.1);
     headers.insert(http::header::RETRY_AFTER, HeaderValue::from(refused.retry_after));
     add_flow_headers(&mut answer, uids);
     answer
 }
-
-/// Go's error pages forbid guessing a type from their text.
-pub const NO_SNIFF: (HeaderName, HeaderValue) =
-    (http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 
 /// Requests without an end in sight: neither bounded in time nor counted (upstream: `BasicLongRunningRequestCheck`).
 fn is_long_running(info: &RequestInfo, query: &Query) -> bool {

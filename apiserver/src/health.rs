@@ -3,9 +3,8 @@
 //! The names are upstream's, as dashboards and scripts ask for them. Hooks that have work to do here report it; those whose
 //! work is part of another design here are done once the caches are filled.
 
-use crate::front::NO_SNIFF;
 use crate::registry::options::Query;
-use crate::respond::{Answer, page_not_found, text};
+use crate::respond::{Answer, NO_SNIFF, error_page, page_not_found, text};
 use coxswain_storage::Storage;
 use coxswain_storage::encryption::Encryption;
 use http::StatusCode;
@@ -161,7 +160,10 @@ impl Health {
 
     /// Answers `/ENDPOINT` and `/ENDPOINT/CHECK`.
     pub async fn serve(&self, endpoint: &str, one: &str, query: &Query) -> Answer {
-        let mut answer = if one.is_empty() { self.all(endpoint, query).await } else { self.one(endpoint, one).await };
+        if !one.is_empty() {
+            return self.one(endpoint, one).await;
+        }
+        let mut answer = self.all(endpoint, query).await;
         answer.headers_mut().insert(NO_SNIFF.0, NO_SNIFF.1);
         answer
     }
@@ -172,7 +174,7 @@ impl Health {
         }
         match self.check(name).await {
             Ok(()) => text(StatusCode::OK, "ok"),
-            Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {why}\n")),
+            Err(why) => error_page(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {why}\n")),
         }
     }
 

@@ -279,8 +279,12 @@ impl Continue {
         let bytes = URL_SAFE_NO_PAD
             .decode(token)
             .map_err(|_| refuse(format!("continue key is not valid: {}", illegal_base64(token))))?;
-        let token: Continue =
-            serde_json::from_slice(&bytes).map_err(|e| refuse(format!("continue key is not valid: {e}")))?;
+        let token: Continue = serde_json::from_slice(&bytes).map_err(|e| {
+            // Go's decoder says what is wrong with the text in its own words.
+            let why =
+                coxswain_api::codec::json::decode_any(&bytes).err().map_or_else(|| e.to_string(), |e| e.to_string());
+            refuse(format!("continue key is not valid: {why}"))
+        })?;
         if token.version != "meta.k8s.io/v1" {
             let version = token.version;
             let what = "continue key is not valid: server does not recognize this encoded version";

@@ -57,6 +57,13 @@ pub fn accept(headers: &HeaderMap, query: &Query, custom: bool) -> Result<Accept
         return Ok(Accepted { pretty, ..Accepted::JSON });
     }
     let offered = if custom { &OFFERED[..2] } else { &OFFERED[..] };
+    let names: Vec<&str> = offered.iter().map(|(m, _)| m.content_type()).collect();
+    // The router refuses a type that the route never produces, before it is served. It knows no other wildcard than the
+    // widest, and custom resources do without it.
+    let is_produced = |text: &str| text == "*/*" || OFFERED.iter().any(|(media, _)| media.content_type() == text);
+    if !custom && !header.split(',').any(|c| is_produced(c.split(';').next().unwrap_or_default().trim())) {
+        return Err(not_produced(&names));
+    }
     let mut clauses: Vec<Clause<'_>> = header.split(',').filter_map(Clause::parse).collect();
     // Stable: equal weights keep the client's order.
     clauses.sort_by(|a, b| b.q.total_cmp(&a.q));
@@ -72,18 +79,29 @@ pub fn accept(headers: &HeaderMap, query: &Query, custom: bool) -> Result<Accept
             }
         }
     }
-    let names: Vec<&str> = offered.iter().map(|(m, _)| m.content_type()).collect();
-    // The route refuses a type that it never produces; the serializer one whose parameters it cannot follow.
-    let known = clauses.iter().any(|c| {
-        c.main == "*" || (c.main == "application" && (c.sub == "*" || OFFERED.iter().any(|(_, sub)| c.sub == *sub)))
-    });
-    let message = if known {
-        format!("only the following media types are accepted: {}", names.join(", "))
-    } else {
-        format!("406: Not Acceptable\n\nAvailable representations: {}", names.join(", "))
-    };
-    let status = Status::new(406, "NotAcceptable", message);
-    Err(if known { status } else { status.with_details(Default::default()) })
+    // Custom resources are served where the router does not look.
+    let known = !custom
+        || clauses.iter().any(|c| {
+            c.main == "*" || (c.main == "application" && (c.sub == "*" || OFFERED.iter().any(|(_, sub)| c.sub == *sub)))
+        });
+    if !known {
+        return Err(not_produced(&names));
+    }
+    let message = format!("only the following media types are accepted: {}", names.join(", "));
+    Err(Status::new(406, "NotAcceptable", message))
+}
+
+fn not_produced(names: &[&str]) -> Status {
+    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", names.join(", "));
+    Status::new(406, "NotAcceptable", message).with_details(Default::default())
+}
+
+/// A list can be watched as well, which the router's refusal says.
+pub fn with_streams(mut status: Status) -> Status {
+    if status.code == 406 && status.message.starts_with("406: ") {
+        status.message.push_str(", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch");
+    }
+    status
 }
 
 /// `Accept`, of several headers the first as Go reads it.

@@ -4,7 +4,7 @@ use crate::discovery;
 use crate::front::{Front, Incoming};
 use crate::negotiate::accept_header;
 use crate::resources::Index;
-use crate::respond::{Answer, Body, answer};
+use crate::respond::{Answer, Body, answer, page_not_found};
 use crate::version::GIT_VERSION;
 use bytes::Bytes;
 use coxswain_api::catalogue::Version;
@@ -17,10 +17,14 @@ const JSON: &str = "application/json";
 
 /// Serves one of the documents.
 pub fn serve(front: &Front, incoming: &Incoming, path: &str) -> Answer {
-    if !matches!(incoming.method, Method::GET | Method::HEAD) {
+    let source = source(&front.resources.index());
+    let known = match path.strip_prefix("/openapi/v3/") {
+        Some(part) => source.v3_hash(part).is_some(),
+        None => matches!(path, "/openapi/v2" | "/openapi/v3"),
+    };
+    if known && !matches!(incoming.method, Method::GET | Method::HEAD) {
         return empty(StatusCode::METHOD_NOT_ALLOWED);
     }
-    let source = source(&front.resources.index());
     match path {
         "/openapi/v2" => {
             let etag = source.v2_hash();
@@ -32,7 +36,7 @@ pub fn serve(front: &Front, incoming: &Incoming, path: &str) -> Answer {
             answer(StatusCode::OK, "text/plain; charset=utf-8", index)
         }
         _ => {
-            let Some(part) = path.strip_prefix("/openapi/v3/") else { return empty(StatusCode::NOT_FOUND) };
+            let Some(part) = path.strip_prefix("/openapi/v3/") else { return page_not_found() };
             let Some(hash) = source.v3_hash(part) else { return empty(StatusCode::NOT_FOUND) };
             match incoming.query.first("hash") {
                 Some(asked) if !asked.is_empty() && asked != hash => {

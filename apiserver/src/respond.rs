@@ -5,7 +5,7 @@ use crate::negotiate::{Accepted, Media};
 use bytes::Bytes;
 use coxswain_api::{Status, Value};
 use futures::stream::BoxStream;
-use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use std::pin::Pin;
@@ -84,9 +84,25 @@ pub fn text(code: StatusCode, body: impl Into<Bytes>) -> Answer {
     answer(code, "text/plain; charset=utf-8", body)
 }
 
+/// Go's error pages forbid guessing a type from their text.
+pub const NO_SNIFF: (HeaderName, HeaderValue) = (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+
+/// An error page as Go writes it.
+pub fn error_page(code: StatusCode, body: impl Into<Bytes>) -> Answer {
+    let mut answer = text(code, body);
+    answer.headers_mut().insert(NO_SNIFF.0, NO_SNIFF.1);
+    answer
+}
+
+pub fn no_content() -> Answer {
+    let mut answer = Answer::new(Body::Empty);
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer
+}
+
 /// Go's answer for a path that no handler takes.
 pub fn page_not_found() -> Answer {
-    text(StatusCode::NOT_FOUND, "404 page not found\n")
+    error_page(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
 /// Upstream's answer where a handler refuses, in the negotiated form.

@@ -144,7 +144,7 @@ pub fn describe(config: &Value, write: &Write<'_>) -> String {
 
 /// `apps/v1, Kind=Deployment`; the core group is written `/v1`.
 fn kind_text(api_version: &str, kind: &str) -> String {
-    let slash = if api_version.contains('/') || api_version.is_empty() { "" } else { "/" };
+    let slash = if api_version.contains('/') { "" } else { "/" };
     format!("{slash}{api_version}, Kind={kind}")
 }
 

@@ -2,7 +2,7 @@
 
 use crate::front::{Front, Incoming};
 use crate::registry::options::Query;
-use coxswain_api::field::View;
+use coxswain_api::field::{Error, ErrorList, Path, View, go_quote};
 use coxswain_api::{Status, Value};
 use http::HeaderMap;
 use http::header::{HeaderValue, LOCATION};
@@ -47,7 +47,8 @@ impl Target {
     }
 }
 
-pub async fn find(front: &Front, incoming: &Incoming) -> Result<Target, Status> {
+/// None where there is nothing to connect to yet, and nothing to refuse either.
+pub async fn find(front: &Front, incoming: &Incoming) -> Result<Option<Target>, Status> {
     let info = incoming.info();
     let name = info.name.as_str();
     match (info.resource.as_str(), info.subresource.as_str()) {
@@ -58,7 +59,7 @@ pub async fn find(front: &Front, incoming: &Incoming) -> Result<Target, Status> 
             let own = port.is_empty() || port == kubelet_port.to_string();
             let port = if port.is_empty() { kubelet_port } else { parse_port(&port)? };
             let is_tls = if own { true } else { scheme == "https" };
-            Ok(proxy(incoming, host, port, is_tls, own))
+            Ok(Some(proxy(incoming, host, port, is_tls, own)))
         }
         ("pods", "proxy") => {
             let (scheme, pod, port) = split_name(name)?;
@@ -76,18 +77,21 @@ pub async fn find(front: &Front, incoming: &Incoming) -> Result<Target, Status> 
             if address.is_empty() {
                 return Err(Status::bad_request("address not allowed"));
             }
-            Ok(proxy(incoming, address.to_owned(), port, scheme == "https", false))
+            Ok(Some(proxy(incoming, address.to_owned(), port, scheme == "https", false)))
         }
-        ("services", _) => service(front, incoming).await,
+        ("services", _) => service(front, incoming).await.map(Some),
         (_, subresource) => {
+            // What is asked is judged before it is known whether there is such a pod.
+            let log = if subresource == "log" { log_options(&incoming.query, name)? } else { Vec::new() };
+            let ports = if subresource == "portforward" { port_options(&incoming.query)? } else { Vec::new() };
             let pod = get(front, "pods", &info.namespace, name).await?;
             let node = View::root(&pod).child("spec").child("nodeName").str().to_owned();
             let query = &incoming.query;
             let path = match subresource {
-                "portforward" => kubelet_path("portForward", &info.namespace, name, None, port_options(query)),
+                "portforward" => kubelet_path("portForward", &info.namespace, name, None, ports),
                 "log" => {
                     let container = container(&pod, query.first("container").unwrap_or_default())?;
-                    kubelet_path("containerLogs", &info.namespace, name, Some(&container), log_options(query)?)
+                    kubelet_path("containerLogs", &info.namespace, name, Some(&container), log)
                 }
                 _ => {
                     let container = container(&pod, query.first("container").unwrap_or_default())?;
@@ -95,12 +99,15 @@ pub async fn find(front: &Front, incoming: &Incoming) -> Result<Target, Status> 
                     kubelet_path(subresource, &info.namespace, name, Some(&container), options)
                 }
             };
+            if node.is_empty() && subresource == "log" {
+                return Ok(None);
+            }
             if node.is_empty() {
                 return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
             }
             let found = get(front, "nodes", "", &node).await?;
             let (host, port) = kubelet_address(front, &node, &found)?;
-            Ok(Target {
+            Ok(Some(Target {
                 host: authority(&host, port),
                 host_name: host,
                 port,
@@ -111,7 +118,7 @@ pub async fn find(front: &Front, incoming: &Incoming) -> Result<Target, Status> 
                 is_proxy: false,
                 must_upgrade: subresource != "log",
                 location_prefix: String::new(),
-            })
+            }))
         }
     }
 }
@@ -298,9 +305,20 @@ fn flag(query: &Query, name: &str) -> bool {
     query.first(name).is_some_and(|v| !(v == "0" || v.eq_ignore_ascii_case("false")))
 }
 
-fn port_options(query: &Query) -> Vec<(&'static str, String)> {
+/// `PodPortForwardOptions`: numbers, of which several may stand in one value.
+fn port_options(query: &Query) -> Result<Vec<(&'static str, String)>, Status> {
     let ports = query.all("ports");
-    if ports.is_empty() { Vec::new() } else { vec![("port", ports.join(","))] }
+    for port in ports.iter().flat_map(|p| p.split(',')) {
+        port.parse::<u16>().map_err(|error| {
+            let quoted = coxswain_api::field::go_quote(port);
+            let why = match error.kind() {
+                std::num::IntErrorKind::PosOverflow => "value out of range",
+                _ => "invalid syntax",
+            };
+            Status::bad_request(format!("cannot convert to []int32: strconv.ParseUint: parsing {quoted}: {why}"))
+        })?;
+    }
+    Ok(if ports.is_empty() { Vec::new() } else { vec![("port", ports.join(","))] })
 }
 
 fn stream_options(query: &Query, exec: bool) -> Vec<(&'static str, String)> {
@@ -316,25 +334,41 @@ fn stream_options(query: &Query, exec: bool) -> Vec<(&'static str, String)> {
     options
 }
 
-/// `PodLogOptions`, passed on as the kubelet takes them.
-fn log_options(query: &Query) -> Result<Vec<(&'static str, String)>, Status> {
+/// `PodLogOptions`, passed on as the kubelet takes them (upstream: `ValidatePodLogOptions`).
+fn log_options(query: &Query, pod: &str) -> Result<Vec<(&'static str, String)>, Status> {
     let mut options = Vec::new();
     for name in ["follow", "previous", "timestamps"] {
         if flag(query, name) {
             options.push((name, "true".to_owned()));
         }
     }
-    for name in ["sinceSeconds", "tailLines", "limitBytes"] {
-        let Some(text) = query.first(name).filter(|t| !t.is_empty()) else { continue };
-        let quoted = coxswain_api::field::go_quote(text);
-        text.parse::<i64>()
-            .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {quoted}: invalid syntax")))?;
+    let given = |name| query.first(name).filter(|t: &&str| !t.is_empty());
+    let mut errors = ErrorList::new();
+    let field = Path::new;
+    for (name, least, why) in [
+        ("tailLines", 0, "must be greater than or equal to 0"),
+        ("limitBytes", 1, "must be greater than 0"),
+        ("sinceSeconds", 1, "must be greater than 0"),
+    ] {
+        let Some(text) = given(name) else { continue };
+        let quoted = go_quote(text);
+        let number = text.parse::<i64>();
+        let number =
+            number.map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {quoted}: invalid syntax")))?;
         options.push((name, text.to_owned()));
-    }
-    for name in ["sinceTime", "stream"] {
-        if let Some(text) = query.first(name).filter(|t| !t.is_empty()) {
-            options.push((name, text.to_owned()));
+        if number < least && !(name == "sinceSeconds" && given("sinceTime").is_some()) {
+            errors.push(Error::invalid(&field(name), number, why));
         }
     }
-    Ok(options)
+    if given("sinceSeconds").is_some() && given("sinceTime").is_some() {
+        let why = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+        errors.push(Error::forbidden(&field(""), why));
+    }
+    if given("stream").is_some() {
+        errors.push(Error::forbidden(&field("stream"), "may not be specified"));
+    }
+    if let Some(time) = given("sinceTime") {
+        options.push(("sinceTime", time.to_owned()));
+    }
+    if errors.is_empty() { Ok(options) } else { Err(Status::invalid("", "PodLogOptions", pod, &errors)) }
 }

@@ -45,10 +45,11 @@ impl Front {
                 text.push_str(&self.health.storage_metrics(&self.resources).await);
                 answer(StatusCode::OK, content_type, text)
             }
+            ["api"] if incoming.method != Method::GET => not_allowed(&incoming),
             ["api"] => self.discover(&incoming, true, || Some(discovery::api_versions(&self.public_address))),
             ["apis"] => self.discover(&incoming, false, || Some(discovery::group_list(&self.resources))),
             ["api", version] => match discovery::resource_list(&self.resources, "", version) {
-                Some(tree) => self.any_method(&incoming, &tree),
+                Some(tree) => self.resource_list(&incoming, &tree),
                 None => refusal(&Status::page_not_found(), incoming.accepted_or_json()),
             },
             ["apis", group] => match discovery::group(&self.resources, group) {
@@ -56,7 +57,7 @@ impl Front {
                 None => page_not_found(),
             },
             ["apis", group, version] => match discovery::resource_list(&self.resources, group, version) {
-                Some(tree) => self.any_method(&incoming, &tree),
+                Some(tree) => self.resource_list(&incoming, &tree),
                 None if self.resources.index().has_group(group) => {
                     refusal(&Status::page_not_found(), incoming.accepted_or_json())
                 }
@@ -105,15 +106,18 @@ impl Front {
     /// A document that can only be read.
     fn reads(&self, incoming: &Incoming, make: impl FnOnce() -> Value) -> Answer {
         if !matches!(incoming.method, Method::GET | Method::HEAD) {
-            let message = "the server does not allow this method on the requested resource";
-            let status = Status::new(405, "MethodNotAllowed", message).with_details(Default::default());
-            return refusal(&status, incoming.accepted_or_json());
+            return not_allowed(incoming);
         }
         // These documents have JSON alone, whatever is accepted.
         answer(StatusCode::OK, Media::Json.content_type(), pretty_line(&make()))
     }
 
-    /// A discovery document, which upstream serves to any method.
+    /// The resources of a version, which can only be read; not even their headers alone.
+    fn resource_list(&self, incoming: &Incoming, tree: &Value) -> Answer {
+        if incoming.method == Method::GET { self.any_method(incoming, tree) } else { not_allowed(incoming) }
+    }
+
+    /// The documents of groups, which upstream serves to any method.
     fn any_method(&self, incoming: &Incoming, tree: &Value) -> Answer {
         let accepted = match negotiate::accept(&incoming.headers, &incoming.query, false) {
             Ok(accepted) => accepted,
@@ -128,12 +132,10 @@ impl Front {
     /// `/api` and `/apis`, which have an aggregated form as well.
     fn discover(&self, incoming: &Incoming, core: bool, plain: impl FnOnce() -> Option<Value>) -> Answer {
         let Some(form) = Aggregated::wanted(negotiate::accept_header(&incoming.headers)) else {
-            let mut answer = match plain() {
+            return match plain() {
                 Some(tree) => self.any_method(incoming, &tree),
                 None => page_not_found(),
             };
-            answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
-            return answer;
         };
         let document = self.discovery.aggregated(&self.resources, core, form);
         let known = incoming.headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == document.etag.as_bytes());
@@ -154,9 +156,7 @@ impl Front {
     /// The documents of the token issuer, which may be kept by clients for a while.
     fn key_document(&self, incoming: &Incoming, content_type: &'static str, tree: &Value) -> Answer {
         if !matches!(incoming.method, Method::GET | Method::HEAD) {
-            let message = "the server does not allow this method on the requested resource";
-            let status = Status::new(405, "MethodNotAllowed", message).with_details(Default::default());
-            return refusal(&status, incoming.accepted_or_json());
+            return not_allowed(incoming);
         }
         let accept = negotiate::accept_header(&incoming.headers);
         let accepts = accept.is_empty()
@@ -173,4 +173,10 @@ impl Front {
         response.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
         response
     }
+}
+
+fn not_allowed(incoming: &Incoming) -> Answer {
+    let message = "the server does not allow this method on the requested resource";
+    let status = Status::new(405, "MethodNotAllowed", message).with_details(Default::default());
+    refusal(&status, incoming.accepted_or_json())
 }

@@ -48,7 +48,10 @@ impl Front {
 
     async fn read(&self, served: &Arc<Served>, incoming: &mut Incoming) -> Result<Answer, Status> {
         let info = &incoming.ctx.info;
-        let accepted = negotiate::accept(&incoming.headers, &incoming.query, served.custom)?;
+        let accepted = negotiate::accept(&incoming.headers, &incoming.query, served.custom).map_err(|status| {
+            let is_list = matches!(info.verb.as_str(), "list" | "watch") && !served.custom;
+            if is_list { negotiate::with_streams(status) } else { status }
+        })?;
         let encoder = Encoder::new(served.clone(), accepted, &incoming.query, incoming.ctx.now)?;
         let Some(store) = &served.store else {
             return self.component_status(&encoder, incoming).await;
@@ -151,7 +154,8 @@ fn action(served: &Served, incoming: &Incoming) -> Result<Action, Status> {
             (&*info.resource, &*info.subresource),
             ("pods", "exec" | "attach" | "portforward" | "proxy" | "log") | ("nodes" | "services", "proxy")
         ) && info.group.is_empty();
-        if connect && info.subresource == "proxy" {
+        let of_header = matches!(incoming.method, Method::HEAD | Method::OPTIONS);
+        if connect && info.subresource == "proxy" && (of_header || verb_of(&incoming.method).is_some()) {
             return Ok(Action::Connect);
         }
         let verb = verb_of(&incoming.method).ok_or_else(not_allowed)?;

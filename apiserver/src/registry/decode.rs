@@ -37,6 +37,9 @@ pub(super) fn object(call: &Call, options: &WriteOptions, shape: Shape<'_>) -> R
         ))
     };
     let stated = type_meta(body, format).map_err(|e| unrecognized(&e))?;
+    if stated.group_version().is_none() {
+        return Err(unrecognized(&format_args!("unexpected GroupVersion string: {}", stated.api_version)));
+    }
     let (group, version) = stated.group_version().unwrap_or(("", &stated.api_version));
     let (group, version) =
         if stated.api_version.is_empty() { (&*shape.version.group, &*shape.version.version) } else { (group, version) };
@@ -54,6 +57,7 @@ pub(super) fn object(call: &Call, options: &WriteOptions, shape: Shape<'_>) -> R
     if !known {
         return Err(wrong_kind(call, group, version, kind, shape, &refused));
     }
+    let body: &[u8] = if format == Format::Json && is_null(body) { b"{}" } else { body };
     let decoded = of_shape(call, body, format, shape).map_err(|e| match e {
         DecodeError::Syntax(_) => unrecognized(&e),
         DecodeError::Value(_) => refused(&e),
@@ -75,14 +79,25 @@ fn checked(
             Err(refused(&format_args!("strict decoding error: {}", decoded.strict_errors.join(", "))))
         }
         FieldValidation::Warn => {
-            for error in decoded.strict_errors {
-                call.ctx.warnings.add(error);
-            }
+            warn(call, decoded.strict_errors);
             Ok(decoded.value)
         }
         _ => Ok(decoded.value),
     }
 }
+
+/// What strict decoding found as warnings: of the list that YAML's reader makes, each line is one.
+pub(super) fn warn(call: &Call, strict_errors: Vec<String>) {
+    for error in strict_errors {
+        match error.strip_prefix(YAML_ERRORS) {
+            Some(lines) => lines.lines().for_each(|line| call.ctx.warnings.add(line.trim().to_owned())),
+            None => call.ctx.warnings.add(error),
+        }
+    }
+}
+
+/// How the errors of YAML's reader begin.
+const YAML_ERRORS: &str = "yaml: unmarshal errors:\n";
 
 /// A body of a kind that is not expected here: one that exists cannot be converted, another is not known.
 fn wrong_kind(
@@ -167,6 +182,9 @@ pub(super) fn delete_options(call: &Call) -> Result<DeleteOptions, Status> {
         return DeleteOptions::of_query(&call.query);
     }
     let format = body_format(call)?;
+    if format == Format::Json && is_null(&call.body) {
+        return DeleteOptions::of_tree(&Value::Object(Default::default()));
+    }
     let stated = type_meta(&call.body, format).map_err(|e| Status::bad_request(e.to_string()))?;
     if !matches!(stated.kind.as_str(), "" | "DeleteOptions") {
         let version = if stated.api_version.is_empty() { "v1" } else { &stated.api_version };
@@ -180,6 +198,11 @@ pub(super) fn delete_options(call: &Call) -> Result<DeleteOptions, Status> {
     let schema = delete_options_schema();
     let decoded = typed(&call.body, format, schema).map_err(|e| Status::bad_request(e.to_string()))?;
     DeleteOptions::of_tree(&decoded.value)
+}
+
+/// Go's decoder takes null for an object without fields.
+fn is_null(body: &[u8]) -> bool {
+    body.trim_ascii() == b"null"
 }
 
 fn delete_options_schema() -> &'static StructRef {
@@ -231,8 +254,8 @@ pub(super) fn untyped(body: &[u8], format: Format) -> Result<Decoded, DecodeErro
 /// The format that the Content-Type names; JSON if it names none.
 pub(super) fn body_format(call: &Call) -> Result<Format, Status> {
     let header = call.header(CONTENT_TYPE);
-    let media = header.split(';').next().unwrap_or_default().trim();
-    let format = if media.is_empty() { Some(Format::Json) } else { Format::of_media_type(media) };
+    let media = header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let format = if media.is_empty() { Some(Format::Json) } else { Format::of_media_type(&media) };
     match format {
         // Custom resources have no protobuf form, and CBOR is not switched on.
         Some(Format::Protobuf) if call.served.custom => Err(unsupported(call)),

@@ -66,8 +66,20 @@ impl Patch {
                 _ => format!("error decoding patch: {text}"),
             })
         })?;
+        if kind == PatchKind::Apply && !matches!(decoded.value, Value::Object(_) | Value::Null) {
+            return Err(Status::bad_request(format!(
+                "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {} into Go value of \
+                 type map[string]interface {{}}",
+                patch::json_kind(&decoded.value)
+            )));
+        }
         let mut strict_errors = decoded.strict_errors;
         if kind == PatchKind::Json {
+            if options.field_validation != FieldValidation::Ignore {
+                let unknown = patch::unknown_fields(&decoded.value);
+                strict_errors
+                    .extend(unknown.map_err(|why| Status::bad_request(format!("error decoding patch: {why}")))?);
+            }
             strict_errors.iter_mut().for_each(|e| *e = format!("json patch {e}"));
         }
         Ok(Self { kind, value: decoded.value, strict_errors, options })
@@ -175,9 +187,10 @@ impl Patch {
         match self.options.field_validation {
             FieldValidation::Strict if !self.strict_errors.is_empty() => {
                 let list = self.strict_errors.join("\n  ");
-                return Err(Status::bad_request(format!("error strict decoding patch: {list}")));
+                let what = "error strict decoding YAML: error converting YAML to JSON";
+                return Err(Status::bad_request(format!("{what}: {list}")));
             }
-            FieldValidation::Warn => self.strict_errors.iter().for_each(|e| call.ctx.warnings.add(e.clone())),
+            FieldValidation::Warn => decode::warn(call, self.strict_errors.clone()),
             _ => {}
         }
         // What the schema of apply lets through may still be no value of its type, such as a quantity.
