@@ -6,6 +6,7 @@
 //! [`crate::apply`] and [`crate::managed_fields`].
 
 mod json_patch;
+pub mod restore;
 mod strategic;
 
 use crate::Status;

@@ -70,7 +70,7 @@ impl Plugin for RuntimeClass {
                 Err(attributes.forbidden(OVERHEAD_DIFFERS))
             }
             Some(_) => Ok(()),
-            None if own.as_object().is_some_and(|o| !o.is_empty()) => Err(attributes
+            None if own.is_object() => Err(attributes
                 .forbidden("pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead")),
             None => Ok(()),
         }

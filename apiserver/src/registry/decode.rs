@@ -99,7 +99,37 @@ pub(super) fn warn(call: &Call, strict_errors: Vec<String>) {
 /// How the errors of YAML's reader begin.
 const YAML_ERRORS: &str = "yaml: unmarshal errors:\n";
 
-/// A body of a kind that is not expected here: one that exists cannot be converted, another is not known.
+/// Why a tree that names another kind or version than is expected cannot be read as that; what it leaves out counts as right.
+pub(super) fn other_kind(call: &Call, tree: &Value, shape: Shape<'_>) -> Option<String> {
+    let text = |field: &str| tree.get(field).and_then(Value::as_str).unwrap_or_default();
+    let stated = TypeMeta { api_version: text("apiVersion").to_owned(), kind: text("kind").to_owned() };
+    let (group, version) = match stated.group_version() {
+        _ if stated.api_version.is_empty() => (&*shape.version.group, &*shape.version.version),
+        Some(stated) => stated,
+        None => return Some(format!("unexpected GroupVersion string: {}", stated.api_version)),
+    };
+    let kind = if stated.kind.is_empty() { shape.kind } else { &stated.kind };
+    let known = (group, version, kind) == (&*shape.version.group, &*shape.version.version, shape.kind);
+    (!known).then(|| unknown_conversion(call, group, version, kind, shape))
+}
+
+/// One that exists cannot be converted, another is not known.
+fn unknown_conversion(call: &Call, group: &str, version: &str, kind: &str, shape: Shape<'_>) -> String {
+    if schema::builtin().kind(group, version, kind).is_none() {
+        let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+        return format!(
+            "no kind {} is registered for version {} in scheme {}",
+            go_quote(kind),
+            go_quote(&api_version),
+            go_quote(scheme_of(call))
+        );
+    }
+    // Upstream prints Go's types: the package of the external type is its version, that of the internal one its group.
+    let package = shape.version.group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
+    format!("converting ({version}.{kind}) to ({package}.{}): unknown conversion", shape.kind)
+}
+
+/// A body of a kind that is not expected here.
 fn wrong_kind(
     call: &Call,
     group: &str,
@@ -108,24 +138,14 @@ fn wrong_kind(
     shape: Shape<'_>,
     refused: &dyn Fn(&dyn std::fmt::Display) -> Status,
 ) -> Status {
-    let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    if schema::builtin().kind(group, version, kind).is_none() {
-        return refused(&format_args!(
-            "no kind {} is registered for version {} in scheme {}",
-            go_quote(kind),
-            go_quote(&api_version),
-            go_quote(scheme_of(call))
-        ));
-    }
-    if kind == shape.kind {
+    if kind == shape.kind && schema::builtin().kind(group, version, kind).is_some() {
+        let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
         return Status::bad_request(format!(
             "the API version in the data ({api_version}) does not match the expected API version ({})",
             shape.version.api_version()
         ));
     }
-    // Upstream prints Go's types: the package of the external type is its version, that of the internal one its group.
-    let package = shape.version.group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
-    refused(&format_args!("converting ({version}.{kind}) to ({package}.{}): unknown conversion", shape.kind))
+    refused(&unknown_conversion(call, group, version, kind, shape))
 }
 
 /// A custom object of another kind or version: its decoder takes anything, and what it is comes out later.

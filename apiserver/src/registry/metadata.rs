@@ -175,15 +175,20 @@ pub fn validate_rules(
 ) -> ErrorList {
     let mut errors = validate(object, namespaced, check_name);
     if restricts_finalizers {
-        for finalizer in View::root(object).child("metadata").child("finalizers").items() {
-            let name = finalizer.str();
-            if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
-                let why = "name is neither a standard finalizer name nor is it fully qualified";
-                errors.push(Error::invalid(finalizer.path(), name, why));
-            }
-        }
+        finalizer_names(object, &mut errors);
     }
     errors
+}
+
+/// What a built-in kind says of finalizers without a domain (upstream: `validateKubeFinalizerName`).
+pub fn finalizer_names(object: &Value, errors: &mut ErrorList) {
+    for finalizer in View::root(object).child("metadata").child("finalizers").items() {
+        let name = finalizer.str();
+        if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
+            let why = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(Error::invalid(finalizer.path(), name, why));
+        }
+    }
 }
 
 /// What no change may do (upstream: `ValidateObjectMetaAccessorUpdate`).

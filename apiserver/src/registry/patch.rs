@@ -147,8 +147,19 @@ impl Patch {
         };
         let decoded = match decoded {
             Ok(decoded) => decoded,
-            Err(DecodeError::Syntax(text) | DecodeError::Value(text)) => return Err(refused(text, unchanged)),
+            Err(DecodeError::Syntax(text) | DecodeError::Value(text)) => {
+                let of_tree =
+                    (self.kind == PatchKind::Strategic).then(|| patch::restore::refusal(&patched, shape.schema));
+                return Err(refused(of_tree.flatten().unwrap_or(text), unchanged));
+            }
         };
+        // A strategic patch is merged into an object of its type and cannot make another of it.
+        if self.kind != PatchKind::Strategic
+            && !call.served.custom
+            && let Some(why) = decode::other_kind(call, &decoded.value, shape)
+        {
+            return Err(refused(why, unchanged));
+        }
         let strict: Vec<&String> = self.strict_errors.iter().chain(&decoded.strict_errors).collect();
         match self.options.field_validation {
             FieldValidation::Strict if !strict.is_empty() => {

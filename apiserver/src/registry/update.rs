@@ -96,7 +96,8 @@ impl Pipeline {
         rules: &UpdateRules<'_>,
         change: &dyn Change,
     ) -> Result<(Outcome, bool), CommitError> {
-        if let Some(uid) = change.uid() {
+        // A dry run looks for the object before it looks at what is expected of it.
+        if let Some(uid) = change.uid().filter(|_| !call.ctx.dry_run) {
             return Err(wrong_uid(call, name, uid, "").into());
         }
         if !rules.create_if_absent {
@@ -151,7 +152,9 @@ impl Pipeline {
             metadata::set(&mut object, "resourceVersion", current.revision.to_string());
         } else if version != metadata::text(&old, "resourceVersion") {
             if version.parse::<u64>().is_err() {
-                return Err(bad_version(call, version).into());
+                let why =
+                    format!("strconv.ParseUint: parsing {}: invalid syntax", coxswain_api::field::go_quote(version));
+                return Err(Status { details: None, ..Status::new(500, "", why) }.into());
             }
             return Err(Status::modified(call.group(), call.plural(), name).into());
         }
@@ -239,6 +242,9 @@ impl Pipeline {
         let repeats = strategy.repeats_metadata_checks(subresource);
         if repeats.update {
             errors.extend(metadata::validate_update(object, old));
+            if strategy.restricts_finalizers() {
+                metadata::finalizer_names(object, &mut errors);
+            }
         }
         if repeats.whole {
             errors.extend(metadata::validate_for(strategy, object, ty.namespaced));
@@ -347,16 +353,11 @@ fn wrong_uid(call: &Call, name: &str, wanted: &str, present: &str) -> Status {
 /// The conflict of a precondition, in the words of upstream's storage layer.
 pub(super) fn precondition_failed(call: &Call, name: &str, why: &str) -> Status {
     let key = call.store().key(call.namespace(), name);
+    // A dry run does not come as far as the store, which puts its prefix before the key.
+    let key = if call.ctx.dry_run { key.strip_prefix("/registry").unwrap_or(&key) } else { &key };
     let error =
         format!("StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: {why}");
     Status::conflict(call.group(), call.plural(), name, &error)
-}
-
-/// A resourceVersion that is no number.
-fn bad_version(call: &Call, version: &str) -> Status {
-    let path = Path::new("metadata").child("resourceVersion");
-    let why = format!("strconv.ParseUint: parsing {}: invalid syntax", coxswain_api::field::go_quote(version));
-    Status::invalid(call.group(), &call.hub().kind, call.name(), &[Error::invalid(&path, version, why)])
 }
 
 fn restore(object: &mut Value, old: &Value, field: &str) {

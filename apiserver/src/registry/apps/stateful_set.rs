@@ -56,7 +56,7 @@ impl Resource for StatefulSets {
             // Whatever was given.
             claim["apiVersion"] = "v1".into();
             claim["kind"] = "PersistentVolumeClaim".into();
-            workload::default_to(workload::map_at(claim, "spec"), "volumeMode", "Filesystem");
+            workload::default_absent(workload::map_at(claim, "spec"), "volumeMode", "Filesystem");
             workload::default_to(workload::map_at(claim, "status"), "phase", "Pending");
             let spec = &mut claim["spec"];
             for list in ["requests", "limits"] {
@@ -209,6 +209,10 @@ fn validate_pods(spec: &View<'_>, options: &Options, errors: &mut ErrorList) {
         let mut taken = Vec::new();
         for claim in claims.items() {
             let name = claim.child("metadata").child("name").str().to_owned();
+            // Of several claims of one name one counts.
+            if taken.contains(&name) {
+                continue;
+            }
             volumes.push(json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
             taken.push(name);
         }

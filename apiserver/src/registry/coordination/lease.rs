@@ -37,6 +37,10 @@ impl Resource for Leases {
         false
     }
 
+    fn restricts_finalizers(&self) -> bool {
+        false
+    }
+
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
         MetadataChecks { update: true, whole: false }
     }
