@@ -2,7 +2,7 @@
 //!
 //! Signing is a controller's; here is who asked, what may be asked for, and that a decision is final.
 
-use super::resource::Resource;
+use super::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use base64::Engine;
 use coxswain_api::field::{Error, ErrorList, Path, View};
@@ -24,6 +24,10 @@ const USAGES: [&str; 23] = [
 ];
 
 impl Resource for CertificateSigningRequests {
+    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
+    }
+
     fn prepare_for_create(&self, ctx: &Context, object: &mut Value) {
         // Who asks is not for the asker to say.
         let user = &ctx.user;

@@ -17,6 +17,10 @@ use coxswain_api::{Value, json, time};
 pub struct DeviceClasses;
 
 impl Resource for DeviceClasses {
+    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
+    }
+
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         validation::device_class(object)
     }
@@ -33,6 +37,10 @@ impl Resource for DeviceClasses {
 pub struct ResourceClaims;
 
 impl Resource for ResourceClaims {
+    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
+    }
+
     fn set_defaults(&self, object: &mut Value) {
         if let Some(spec) = object.get_mut("spec") {
             default_requests(spec);
@@ -73,6 +81,10 @@ impl Resource for ResourceClaims {
 pub struct ResourceClaimTemplates;
 
 impl Resource for ResourceClaimTemplates {
+    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
+    }
+
     fn set_defaults(&self, object: &mut Value) {
         if let Some(spec) = object.pointer_mut("/spec/spec") {
             default_requests(spec);
@@ -189,7 +201,7 @@ impl Resource for ResourceSlices {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: false }
+        MetadataChecks { update: true, whole: false, whole_first: false }
     }
 }
 

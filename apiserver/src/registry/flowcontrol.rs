@@ -44,7 +44,7 @@ impl Resource for FlowSchemas {
     }
 
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: false, whole: subresource.is_empty() }
+        MetadataChecks { update: false, whole: subresource.is_empty(), whole_first: false }
     }
 }
 
@@ -100,6 +100,6 @@ impl Resource for PriorityLevelConfigurations {
     }
 
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: false, whole: subresource.is_empty() }
+        MetadataChecks { update: false, whole: subresource.is_empty(), whole_first: false }
     }
 }

@@ -59,7 +59,7 @@ impl Resource for PodDisruptionBudgets {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: false, whole: false }
+        MetadataChecks { update: false, whole: false, whole_first: false }
     }
 }
 

@@ -5,7 +5,7 @@
 pub mod bootstrap;
 
 use super::checks::{self, SelectorLeniency};
-use super::resource::Resource;
+use super::resource::{MetadataChecks, Resource};
 use crate::authorization::rbac::GROUP;
 use crate::request::Context;
 use coxswain_api::Value;
@@ -24,6 +24,10 @@ pub struct Binding {
 }
 
 impl Resource for Role {
+    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
+    }
+
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         let root = View::root(object);
         let mut errors = ErrorList::new();
@@ -58,6 +62,10 @@ impl Resource for Role {
 }
 
 impl Resource for Binding {
+    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
+    }
+
     fn set_defaults(&self, object: &mut Value) {
         let role_ref = object.get_mut("roleRef").filter(|r| r.is_object());
         if let Some(role_ref) = role_ref

@@ -149,7 +149,7 @@ pub trait Resource: Send + Sync + 'static {
 
     /// Which checks of the metadata the strategy makes again after the pipeline, so that their causes come twice.
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: false }
+        MetadataChecks { update: true, whole: false, whole_first: false }
     }
 
     /// Whether a deleting object goes when an update takes its last finalizer (upstream: `ShouldDeleteDuringUpdate`).
@@ -250,6 +250,8 @@ pub struct MetadataChecks {
     pub update: bool,
     /// What every object must satisfy.
     pub whole: bool,
+    /// The whole comes before the change.
+    pub whole_first: bool,
 }
 
 /// Side effects of a write that must hold together with it (upstream: `BeginCreate`, `BeginUpdate`, `AfterDelete`).

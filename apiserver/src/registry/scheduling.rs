@@ -69,6 +69,6 @@ impl Resource for PriorityClasses {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: false }
+        MetadataChecks { update: true, whole: false, whole_first: false }
     }
 }

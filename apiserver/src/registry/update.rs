@@ -240,13 +240,16 @@ impl Pipeline {
         errors.extend(metadata::validate_update(object, old));
         // Most kinds check the metadata of a change a second time, and some all of it: the causes are in the answer.
         let repeats = strategy.repeats_metadata_checks(subresource);
+        if repeats.whole && repeats.whole_first {
+            errors.extend(metadata::validate_for(strategy, object, ty.namespaced));
+        }
         if repeats.update {
             errors.extend(metadata::validate_update(object, old));
             if strategy.restricts_finalizers() {
                 metadata::finalizer_names(object, &mut errors);
             }
         }
-        if repeats.whole {
+        if repeats.whole && !repeats.whole_first {
             errors.extend(metadata::validate_for(strategy, object, ty.namespaced));
         }
         errors.extend(strategy.validate_update(&call.ctx, object, old, subresource));

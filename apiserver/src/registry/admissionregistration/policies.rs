@@ -109,7 +109,7 @@ impl Resource for Policies {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: false, whole: false }
+        MetadataChecks { update: false, whole: false, whole_first: false }
     }
 }
 
@@ -157,7 +157,7 @@ impl Resource for Bindings {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: false, whole: false }
+        MetadataChecks { update: false, whole: false, whole_first: false }
     }
 }
 

@@ -60,7 +60,7 @@ impl Resource for WebhookConfigurations {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: false, whole: false }
+        MetadataChecks { update: false, whole: false, whole_first: false }
     }
 }
 

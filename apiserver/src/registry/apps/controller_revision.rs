@@ -27,6 +27,6 @@ impl Resource for ControllerRevisions {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: true }
+        MetadataChecks { update: true, whole: true, whole_first: false }
     }
 }

@@ -108,7 +108,7 @@ impl Resource for Jobs {
     }
 
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: subresource == "status", whole: false }
+        MetadataChecks { update: subresource == "status", whole: false, whole_first: false }
     }
 }
 

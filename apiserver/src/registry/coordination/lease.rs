@@ -42,7 +42,7 @@ impl Resource for Leases {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: false }
+        MetadataChecks { update: true, whole: false, whole_first: false }
     }
 }
 

@@ -40,7 +40,7 @@ impl Resource for ConfigMaps {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: true }
+        MetadataChecks { update: true, whole: true, whole_first: false }
     }
 }
 

@@ -32,7 +32,7 @@ impl Resource for Endpoints {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: true }
+        MetadataChecks { update: true, whole: true, whole_first: false }
     }
 }
 

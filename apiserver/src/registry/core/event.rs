@@ -95,7 +95,7 @@ impl Resource for Events {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: false }
+        MetadataChecks { update: true, whole: false, whole_first: false }
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {

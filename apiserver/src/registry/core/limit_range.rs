@@ -48,7 +48,7 @@ impl Resource for LimitRanges {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: false, whole: true }
+        MetadataChecks { update: false, whole: true, whole_first: false }
     }
 }
 

@@ -95,7 +95,7 @@ impl Resource for Namespaces {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: false }
+        MetadataChecks { update: true, whole: false, whole_first: false }
     }
 
     fn delete_rule(&self, ctx: &Context, object: &mut Value) -> DeleteRule {

@@ -3,7 +3,7 @@
 use super::quantities::validate_quantity;
 use crate::registry::checks::NOT_POSITIVE;
 use crate::registry::internal::{NODE_ADDRESS, dump};
-use crate::registry::resource::Resource;
+use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path, View, go_quote};
 use coxswain_api::names::{self, ip};
@@ -14,6 +14,10 @@ pub struct Nodes;
 const FEATURE_BYTES_MAX: usize = 253;
 
 impl Resource for Nodes {
+    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
+    }
+
     fn set_defaults(&self, object: &mut Value) {
         let is_empty = |v: Option<&Value>| v.is_none_or(|v| v.is_null() || v.as_object().is_some_and(|m| m.is_empty()));
         if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut)

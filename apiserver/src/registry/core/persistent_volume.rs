@@ -76,7 +76,7 @@ impl Resource for PersistentVolumes {
     }
 
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: subresource == "status", whole: subresource.is_empty() }
+        MetadataChecks { update: subresource == "status", whole: subresource.is_empty(), whole_first: false }
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {

@@ -71,7 +71,7 @@ impl Resource for PersistentVolumeClaims {
     }
 
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: subresource.is_empty() }
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: false }
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {

@@ -191,7 +191,7 @@ impl Resource for Pods {
     }
 
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: subresource != "status" }
+        MetadataChecks { update: true, whole: subresource != "status", whole_first: false }
     }
 }
 

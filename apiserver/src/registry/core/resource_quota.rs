@@ -39,7 +39,7 @@ impl Resource for ResourceQuotas {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: false }
+        MetadataChecks { update: true, whole: false, whole_first: false }
     }
 }
 

@@ -91,7 +91,7 @@ impl Resource for Secrets {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: true }
+        MetadataChecks { update: true, whole: true, whole_first: false }
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {

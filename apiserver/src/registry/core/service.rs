@@ -173,8 +173,8 @@ impl Resource for Services {
         true
     }
 
-    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: true, whole: subresource.is_empty() }
+    fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: false, whole_first: false }
     }
 
     fn hooks(&self) -> Option<&dyn Hooks> {

@@ -91,7 +91,7 @@ impl Resource for EndpointSlices {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: false, whole: true }
+        MetadataChecks { update: false, whole: true, whole_first: false }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::registry::checks;
 use crate::registry::internal::{PARENT_REFERENCE, dump};
-use crate::registry::resource::Resource;
+use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::Value;
 use coxswain_api::field::{Error, ErrorList, View};
@@ -11,6 +11,10 @@ use coxswain_api::names::{self, ip};
 pub struct IpAddresses;
 
 impl Resource for IpAddresses {
+    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
+    }
+
     fn validate_name(&self, name: &str, _prefix: bool) -> Vec<String> {
         let path = coxswain_api::field::Path::root();
         ip::check_ip(&path, name).into_iter().map(|e| e.detail).collect()

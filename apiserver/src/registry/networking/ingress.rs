@@ -2,7 +2,7 @@
 
 use crate::registry::checks;
 use crate::registry::defaults::set_default;
-use crate::registry::resource::Resource;
+use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path, View};
 use coxswain_api::{Value, json, names};
@@ -15,6 +15,10 @@ const PATH_SUFFIXES: &[&str] = &["/..", "/."];
 pub struct Ingresses;
 
 impl Resource for Ingresses {
+    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: false }
+    }
+
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         let (root, mut errors) = (View::root(object), ErrorList::new());
         spec(&root.child("spec"), Leniency::default(), &mut errors);
@@ -237,6 +241,10 @@ fn typed_reference(reference: &View<'_>, errors: &mut ErrorList) {
 pub struct IngressClasses;
 
 impl Resource for IngressClasses {
+    fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
+        MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: false }
+    }
+
     fn set_defaults(&self, object: &mut Value) {
         let parameters = object.get_mut("spec").and_then(|s| s.get_mut("parameters"));
         if let Some(parameters) = parameters.filter(|p| p.is_object()) {

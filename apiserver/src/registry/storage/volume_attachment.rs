@@ -62,7 +62,7 @@ impl Resource for VolumeAttachments {
     }
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
-        MetadataChecks { update: false, whole: false }
+        MetadataChecks { update: false, whole: false, whole_first: false }
     }
 }
 
