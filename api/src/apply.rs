@@ -164,11 +164,11 @@ impl<'a> Keys<'a> {
                 let mut values: smallvec::SmallVec<[(Box<str>, Value); 1]> = smallvec::SmallVec::new();
                 for key in keys {
                     let default = || match element {
-                        Type::Struct(s) => s.field(key).and_then(|f| f.default.as_ref()),
+                        Type::Struct(s) => s.field(key).and_then(Field::published_default),
                         _ => None,
                     };
-                    if let Some(value) = map.get(&**key).or_else(default) {
-                        values.push((key.clone(), value.clone()));
+                    if let Some(value) = map.get(&**key).cloned().or_else(default) {
+                        values.push((key.clone(), value));
                     }
                 }
                 if values.is_empty() && !keys.is_empty() {

@@ -275,6 +275,24 @@ pub struct Field {
 }
 
 impl Field {
+    /// The default as OpenAPI says it: the schema's own, or the zero value that Go gives to what is always written.
+    pub fn published_default(&self) -> Option<Value> {
+        // Of custom resources only what their definition says is known.
+        if self.default.is_some() || self.pointer || self.type_name.is_empty() {
+            return self.default.clone();
+        }
+        match &self.ty {
+            Type::Struct(_) => Some(Value::Object(Default::default())),
+            Type::Scalar(scalar) if self.omit == Omit::Never => match scalar {
+                Scalar::String => Some("".into()),
+                Scalar::Bool => Some(false.into()),
+                Scalar::Int32 | Scalar::Int64 | Scalar::Uint32 | Scalar::Uint64 | Scalar::Float64 => Some(0.into()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// An optional field with `omitempty` and nothing special about it.
     pub fn new(name: impl Into<Box<str>>, ty: Type) -> Self {
         Self {

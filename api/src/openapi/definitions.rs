@@ -2,7 +2,7 @@
 
 use super::{Dialect, descriptions};
 use crate::catalogue::ResourceType;
-use crate::schema::{self, AnyKind, Field, ListKind, Omit, Scalar, Struct, Type};
+use crate::schema::{self, AnyKind, Field, ListKind, Scalar, Struct, Type};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -238,7 +238,7 @@ fn property(owner: &Struct, field: &Field, dialect: Dialect) -> Value {
         beside.insert("description".into(), text.join("\n\n").into());
     }
     if dialect == Dialect::V3
-        && let Some(default) = default(field)
+        && let Some(default) = field.published_default()
     {
         beside.insert("default".into(), default);
     }
@@ -280,26 +280,6 @@ fn property(owner: &Struct, field: &Field, dialect: Dialect) -> Value {
     }
     out.extend(beside);
     Value::Object(out)
-}
-
-/// The default of a field, or the zero value that Go gives to what is always written.
-fn default(field: &Field) -> Option<Value> {
-    if field.default.is_some() {
-        return field.default.clone();
-    }
-    if field.pointer {
-        return None;
-    }
-    match &field.ty {
-        Type::Struct(_) => Some(json!({})),
-        Type::Scalar(scalar) if field.omit == Omit::Never => match scalar {
-            Scalar::String => Some("".into()),
-            Scalar::Bool => Some(false.into()),
-            Scalar::Int32 | Scalar::Int64 | Scalar::Uint32 | Scalar::Uint64 | Scalar::Float64 => Some(0.into()),
-            _ => None,
-        },
-        _ => None,
-    }
 }
 
 fn special_definition(name: &str, dialect: Dialect) -> Map<String, Value> {

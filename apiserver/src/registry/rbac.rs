@@ -52,8 +52,8 @@ impl Resource for Role {
         errors
     }
 
-    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        names::path_segment(name, prefix)
+    fn validate_name(&self, name: &str, _prefix: bool) -> Vec<String> {
+        names::path_segment(name, false)
     }
 
     fn allow_create_on_update(&self) -> bool {
@@ -128,8 +128,8 @@ impl Resource for Binding {
         errors
     }
 
-    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        names::path_segment(name, prefix)
+    fn validate_name(&self, name: &str, _prefix: bool) -> Vec<String> {
+        names::path_segment(name, false)
     }
 
     fn allow_create_on_update(&self) -> bool {
