@@ -10,6 +10,8 @@ use crate::objects::Objects;
 use crate::request::{RequestInfo, User};
 use async_trait::async_trait;
 use coxswain_api::field::{Error, ErrorKind, ErrorList, Path, View};
+use coxswain_api::selector::Selector;
+use coxswain_api::selector::field_selector::FieldSelector;
 use coxswain_api::{Status, Value};
 use serde_json::json;
 use std::collections::HashMap;
@@ -78,9 +80,35 @@ impl Virtual for AccessReviews {
         if !decision.reason().is_empty() {
             status["reason"] = json!(decision.reason());
         }
+        let unread = unread_selectors(&spec["resourceAttributes"]);
+        if !unread.is_empty() {
+            status["evaluationError"] = json!(unread.join("; "));
+        }
         object["status"] = status;
         Ok(object)
     }
+}
+
+/// What of the selectors of a review is not taken into account, because it cannot be read (upstream: `BuildEvaluationError`).
+fn unread_selectors(resource: &Value) -> Vec<String> {
+    let raw = |name: &str| resource[name]["rawSelector"].as_str().filter(|raw| !raw.is_empty()).map(str::to_owned);
+    let told = |name: &str, extent: &str| format!("spec.resourceAttributes.{name} {extent} due to parse error");
+    let mut unread = Vec::new();
+    match raw("fieldSelector") {
+        Some(raw) if FieldSelector::parse(&raw).is_err() => unread.push(told("fieldSelector", "ignored")),
+        Some(_) => {}
+        None => {
+            let asked = resource["fieldSelector"]["requirements"].as_array().map_or(0, Vec::len);
+            let read = selector(&resource["fieldSelector"]).map_or(0, |terms| terms.split(',').count());
+            if read < asked {
+                unread.push(told("fieldSelector", if read > 0 { "partially ignored" } else { "ignored" }));
+            }
+        }
+    }
+    if raw("labelSelector").is_some_and(|raw| Selector::parse(&raw).is_err()) {
+        unread.push(told("labelSelector", "ignored"));
+    }
+    unread
 }
 
 fn text(value: &Value) -> String {

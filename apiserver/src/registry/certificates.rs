@@ -3,9 +3,10 @@
 //! Signing is a controller's; here is who asked, what may be asked for, and that a decision is final.
 
 use super::resource::{MetadataChecks, Resource};
+use crate::registry::internal::{CERTIFICATE_CONDITIONS, unified};
 use crate::request::Context;
 use base64::Engine;
-use coxswain_api::field::{Error, ErrorList, Path, View};
+use coxswain_api::field::{Error, ErrorKind, ErrorList, Path, View};
 use coxswain_api::{Value, names};
 use serde_json::json;
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
@@ -97,36 +98,40 @@ impl Resource for CertificateSigningRequests {
         // What was accepted once stays acceptable: only the status can have changed.
         errors.retain(|e| !e.field.starts_with("spec"));
         let conditions = Path::new("status").child("conditions");
-        let of = |o: &Value, kind: &str| -> Vec<Value> {
+        let of = |o: &Value, kind: &str| -> Value {
             let all = o["status"]["conditions"].as_array().cloned().unwrap_or_default();
             all.into_iter().filter(|c| c["type"] == kind).collect()
         };
-        for kind in FINAL {
-            let quoted = coxswain_api::field::go_quote(kind);
-            let (new, before) = (of(object, kind), of(old, kind));
-            // The verdict is the approver's alone.
-            let may_change = subresource == "approval" || kind == "Failed";
-            let why = if new.len() < before.len() {
-                "remove"
-            } else if may_change || new == before {
-                continue;
-            } else if new.len() > before.len() {
-                "add"
-            } else {
-                "modify"
-            };
-            errors.push(Error::forbidden(&conditions, format!("updates may not {why} a condition of type {quoted}")));
+        let count = |list: &Value| list.as_array().map_or(0, Vec::len);
+        let mut refuse = |what: String| errors.push(Error::forbidden(&conditions, format!("updates may not {what}")));
+        for kind in FINAL.into_iter().filter(|kind| count(&of(object, kind)) < count(&of(old, kind))) {
+            refuse(format!("remove a condition of type {}", coxswain_api::field::go_quote(kind)));
         }
-        let certificate = &object["status"]["certificate"];
-        let before = &old["status"]["certificate"];
-        let empty = |v: &Value| v.as_str().unwrap_or_default().is_empty();
-        let path = Path::new("status").child("certificate");
-        if subresource == "status" && !empty(certificate) && empty(before) {
-            if let Err(why) = check_certificate(certificate.as_str().unwrap_or_default()) {
-                errors.push(Error::invalid(&path, "<certificate data>", why));
+        // The verdict is the approver's alone.
+        for kind in ["Approved", "Denied"].into_iter().filter(|_| subresource != "approval") {
+            let (new, before, quoted) = (of(object, kind), of(old, kind), coxswain_api::field::go_quote(kind));
+            if count(&new) > count(&before) {
+                refuse(format!("add a condition of type {quoted}"));
+            } else if count(&new) == count(&before) && new != before {
+                let difference = unified::internal(&View::root(&before), &View::root(&new), &CERTIFICATE_CONDITIONS);
+                refuse(format!("modify a condition of type {quoted}\n{difference}"));
             }
-        } else if !empty(before) && certificate != before {
-            errors.push(Error::forbidden(&path, "updates may not change existing certificate content"));
+        }
+        let [certificate, before] = [object, old].map(|o| o["status"]["certificate"].as_str().unwrap_or_default());
+        if certificate != before {
+            let path = Path::new("status").child("certificate");
+            if let Err(why) = check_certificate(certificate)
+                && !certificate.is_empty()
+            {
+                // What every request must satisfy is said before what may not change.
+                let at = errors.iter().position(|e| e.kind == ErrorKind::Forbidden).unwrap_or(errors.len());
+                errors.insert(at, Error::invalid(&path, "<certificate data>", why));
+            }
+            if subresource != "status" {
+                errors.push(Error::forbidden(&path, "updates may not set certificate content"));
+            } else if !before.is_empty() {
+                errors.push(Error::forbidden(&path, "updates may not modify existing certificate content"));
+            }
         }
         errors
     }
@@ -194,11 +199,8 @@ fn check_conditions(object: &Value) -> ErrorList {
             _ => None,
         };
         if other.is_some() {
-            errors.push(Error::invalid(
-                kind.path(),
-                kind.str(),
-                "Approved and Denied conditions are mutually exclusive",
-            ));
+            let why = "Approved and Denied conditions are mutually exclusive";
+            errors.push(Error::invalid(list.path(), kind.str(), why));
         }
         if seen.contains(&kind.str()) {
             errors.push(Error::duplicate(kind.path(), kind.str()));
@@ -254,16 +256,48 @@ fn check_signer_name(signer: &View<'_>, errors: &mut ErrorList) {
         ));
         return;
     };
-    for why in names::dns1123_subdomain(domain, false) {
-        errors.push(Error::invalid(
-            path,
-            domain,
-            format!("validating label {}: {why}", coxswain_api::field::go_quote(domain)),
-        ));
+    const DOMAIN_BYTES_MAX: i64 = 253;
+    const NAME_BYTES_MAX: i64 = 571;
+    if domain.len() as i64 > DOMAIN_BYTES_MAX {
+        errors.push(Error::too_long(path, DOMAIN_BYTES_MAX));
     }
+    // Of each half only the first label that is wrong is reported.
+    type Check = fn(&str, bool) -> Vec<String>;
+    let labels = |text: &str, check: Check, errors: &mut ErrorList| {
+        let wrong = text.split('.').map(|label| (label, check(label, false))).find(|(_, wrong)| !wrong.is_empty());
+        let (label, wrong) = wrong.unwrap_or_default();
+        let label = coxswain_api::field::go_quote(label);
+        errors.extend(
+            wrong.into_iter().map(|why| Error::invalid(path, text, format!("validating label {label}: {why}"))),
+        );
+    };
+    labels(domain, names::dns1123_label, errors);
     if !domain.contains('.') {
         errors.push(Error::invalid(path, domain, "should be a domain with at least two segments separated by dots"));
     }
-    let wrong = rest.split('.').flat_map(|label| names::dns1123_label(label, false));
-    errors.extend(wrong.map(|why| Error::invalid(path, rest, why)));
+    labels(rest, names::dns1123_subdomain, errors);
+    if name.len() as i64 > NAME_BYTES_MAX {
+        errors.push(Error::too_long(path, NAME_BYTES_MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signers_have_a_domain_and_a_path() {
+        for (name, wrong) in [
+            ("example.com/a-b.c", &[][..]),
+            ("example.com", &["must be a fully qualified domain and path of the form 'example.com/signer-name'"]),
+            ("a/b", &["should be a domain with at least two segments separated by dots"]),
+            ("/b", &["validating label \"\"", "should be a domain with at least two segments separated by dots"]),
+            ("a.B.C/D.E", &["validating label \"B\"", "validating label \"D\""]),
+        ] {
+            let (value, mut errors) = (json!(name), ErrorList::new());
+            check_signer_name(&View::root(&value), &mut errors);
+            assert_eq!(errors.len(), wrong.len(), "{name}: {errors:?}");
+            assert!(errors.iter().zip(wrong).all(|(e, w)| e.detail.starts_with(w)), "{name}: {errors:?}");
+        }
+    }
 }

@@ -6,9 +6,10 @@ mod limits;
 mod names;
 mod slice;
 mod status;
+mod status_access;
 mod validation;
 
-use super::checks;
+use super::metadata;
 use super::resource::{Hooks, MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::field::{ErrorList, View, go_quote};
@@ -101,9 +102,10 @@ impl Resource for ResourceClaimTemplates {
         Some(&admin_access::AdminAccess { requests: "/spec/spec/devices/requests" })
     }
 
-    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
-        let mut errors = ErrorList::new();
-        checks::immutable(&View::root(object).child("spec"), &View::root(old).child("spec"), &mut errors);
+    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let mut errors = self.validate(ctx, object);
+        let [new, old] = [object, old].map(|template| View::root(template).child("spec"));
+        validation::unchanged_template(&new, &old, &mut errors);
         errors
     }
 
@@ -160,7 +162,16 @@ impl Resource for ResourceSlices {
     }
 
     fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
+        if object.get("spec") != old.get("spec") {
+            let generation = metadata::number(old, "generation").unwrap_or(0);
+            metadata::set(object, "generation", generation + 1);
+        }
         drop_disabled(object, Some(old));
+    }
+
+    /// Counted in `prepare_for_update`, before anything is dropped.
+    fn spec_changed(&self, _object: &Value, _old: &Value) -> bool {
+        false
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {

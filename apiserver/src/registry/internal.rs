@@ -1,6 +1,10 @@
 //! Values as upstream's internal types show them in error messages: with Go's names, in Go's order, and with every field,
 //! also those that are not given.
 
+pub mod devices;
+pub mod unified;
+pub mod volumes;
+
 use coxswain_api::Value;
 use coxswain_api::field::{BadValue, View};
 use std::fmt::Write;
@@ -10,6 +14,8 @@ pub enum Shape {
     /// As it is in the API: scalars, maps, and types that upstream has only one form of.
     Plain,
     List(&'static Shape),
+    /// As it is in the API, in this order, without what is not given.
+    Given(&'static [&'static str]),
     Struct(&'static [Member]),
 }
 
@@ -55,6 +61,13 @@ fn write_value(value: Option<&Value>, shape: &Shape, absent: &str, out: &mut Str
             }
             out.push(']');
         }
+        Shape::Given(names) => {
+            let given: Vec<String> = names
+                .iter()
+                .filter_map(|name| Some(format!("\"{name}\":{}", value.get(name).filter(|v| !v.is_null())?)))
+                .collect();
+            let _ = write!(out, "{{{}}}", given.join(","));
+        }
         Shape::Struct(members) => {
             out.push('{');
             for (i, Member(there, here, absent, shape)) in members.iter().enumerate() {
@@ -86,6 +99,20 @@ pub const OBJECT_REFERENCE: Shape = Shape::Struct(&[
 ]);
 pub const EVENT_SOURCE: Shape =
     Shape::Struct(&[Member("Component", "component", TEXT, Shape::Plain), Member("Host", "host", TEXT, Shape::Plain)]);
+pub static BUDGET: Shape = Shape::Struct(&[
+    Member("MinAvailable", "minAvailable", NONE, Shape::Plain),
+    Member("Selector", "selector", NONE, Shape::Given(&["matchLabels", "matchExpressions"])),
+    Member("MaxUnavailable", "maxUnavailable", NONE, Shape::Plain),
+    Member("UnhealthyPodEvictionPolicy", "unhealthyPodEvictionPolicy", NONE, Shape::Plain),
+]);
+pub static CERTIFICATE_CONDITIONS: Shape = Shape::List(&Shape::Struct(&[
+    Member("Type", "type", TEXT, Shape::Plain),
+    Member("Status", "status", TEXT, Shape::Plain),
+    Member("Reason", "reason", TEXT, Shape::Plain),
+    Member("Message", "message", TEXT, Shape::Plain),
+    Member("LastUpdateTime", "lastUpdateTime", NONE, Shape::Plain),
+    Member("LastTransitionTime", "lastTransitionTime", NONE, Shape::Plain),
+]));
 pub static PARENT_REFERENCE: Shape = Shape::Struct(&[
     Member("Group", "group", TEXT, Shape::Plain),
     Member("Resource", "resource", TEXT, Shape::Plain),

@@ -1,9 +1,10 @@
 //! PodDisruptionBudget (upstream: `pkg/registry/policy/poddisruptionbudget`, `pkg/apis/policy/validation`).
 
 use crate::registry::checks::{self, SelectorLeniency};
+use crate::registry::internal::{BUDGET, dump};
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
-use coxswain_api::field::{BadValue, Error, ErrorList, View};
+use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::{Value, names};
 
 pub struct PodDisruptionBudgets;
@@ -23,7 +24,7 @@ impl Resource for PodDisruptionBudgets {
         let (least, most) = (spec.child("minAvailable"), spec.child("maxUnavailable"));
         if least.exists() && most.exists() {
             let why = "minAvailable and maxUnavailable cannot be both set";
-            errors.push(Error::invalid(spec.path(), Budget(&spec), why));
+            errors.push(Error::invalid(spec.path(), dump(&spec, &BUDGET), why));
         }
         for amount in [least, most] {
             if amount.exists() {
@@ -60,21 +61,5 @@ impl Resource for PodDisruptionBudgets {
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
         MetadataChecks { update: false, whole: false, whole_first: false }
-    }
-}
-
-/// The spec as upstream's message shows it: every field of the internal struct, in its order.
-struct Budget<'a, 'b>(&'a View<'b>);
-
-impl BadValue for Budget<'_, '_> {
-    fn text(&self) -> String {
-        let show = |name: &'static str| self.0.child(name).value().map_or_else(|| "null".to_owned(), Value::to_string);
-        format!(
-            r#"{{"MinAvailable":{},"Selector":{},"MaxUnavailable":{},"UnhealthyPodEvictionPolicy":{}}}"#,
-            show("minAvailable"),
-            show("selector"),
-            show("maxUnavailable"),
-            show("unhealthyPodEvictionPolicy")
-        )
     }
 }

@@ -267,6 +267,17 @@ pub trait Hooks: Send + Sync {
         old: Option<&Value>,
     ) -> Result<Box<dyn Taken>, Status>;
 
+    /// Called for a write of the status: whether this writer may change it so, beyond having the right to write it.
+    async fn authorize_status(
+        &self,
+        _pipeline: &Pipeline,
+        _call: &Call,
+        _object: &Value,
+        _old: &Value,
+    ) -> Result<(), Status> {
+        Ok(())
+    }
+
     /// The object is gone.
     async fn after_delete(&self, _pipeline: &Pipeline, _call: &Call, _object: &Value) {}
 }

@@ -113,6 +113,13 @@ struct ScaleChange<'a> {
 
 #[async_trait]
 impl Change for ScaleChange<'_> {
+    fn uid(&self) -> Option<&str> {
+        match &self.source {
+            Source::Put(scale) => Some(metadata::text(scale, "uid")).filter(|uid| !uid.is_empty()),
+            Source::Patch(_) => None,
+        }
+    }
+
     async fn apply(&self, call: &Call, current: Option<&Value>) -> Result<Value, Status> {
         let Some(current) = current else { return Err(call.not_found(call.name())) };
         let live = convert::from_hub(call, current)?;

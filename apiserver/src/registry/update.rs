@@ -163,6 +163,9 @@ impl Pipeline {
             Some(hooks) => Some(hooks.begin(self, call, &mut object, Some(&old)).await?),
             None => None,
         };
+        if let Some(hooks) = strategy.hooks().filter(|_| rules.subresource == "status") {
+            hooks.authorize_status(self, call, &object, &old).await?;
+        }
         self.prepare_update(call, rules.subresource, &mut object, &old)?;
         coxswain_api::codec::canonicalize(&mut object, &call.hub().schema);
         ignore_timestamps(&mut object, &old);
@@ -355,12 +358,19 @@ fn wrong_uid(call: &Call, name: &str, wanted: &str, present: &str) -> Status {
 
 /// The conflict of a precondition, in the words of upstream's storage layer.
 pub(super) fn precondition_failed(call: &Call, name: &str, why: &str) -> Status {
-    let key = call.store().key(call.namespace(), name);
-    // A dry run does not come as far as the store, which puts its prefix before the key.
-    let key = if call.ctx.dry_run { key.strip_prefix("/registry").unwrap_or(&key) } else { &key };
+    let key = shown_key(call.store(), call, name);
     let error =
         format!("StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: {why}");
     Status::conflict(call.group(), call.plural(), name, &error)
+}
+
+/// The key of an object as a refusal shows it. A dry run is judged in front of upstream's storage, which knows no prefix.
+pub(super) fn shown_key(store: &crate::store::Store, call: &Call, name: &str) -> String {
+    let key = store.key(call.namespace(), name);
+    match key.strip_prefix("/registry").filter(|_| call.ctx.dry_run) {
+        Some(bare) => bare.to_owned(),
+        None => key.to_string(),
+    }
 }
 
 fn restore(object: &mut Value, old: &Value, field: &str) {

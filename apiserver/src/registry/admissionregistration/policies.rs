@@ -290,10 +290,13 @@ fn check_variables(variables: &View<'_>, declared: &mut Names, errors: &mut Erro
             // A variable sees only those before it.
             match check(text, Wanted::Any, declared) {
                 Ok(found) => ty = Some(found),
-                Err(why) => errors.push(Error::invalid(expression.path(), expression.str(), why)),
+                Err(why) => {
+                    ty = Some(coxswain_cel::Type::Dyn);
+                    errors.push(Error::invalid(expression.path(), expression.str(), why));
+                }
             }
         }
-        // One that does not compile is not there for those after it; a name given twice is the last one's.
+        // One without an expression is not there for those after it; one that does not compile may be anything.
         if let Some(ty) = ty {
             declared.define(name.str(), ty);
         }

@@ -145,13 +145,14 @@ fn check_client(client: &View<'_>, errors: &mut ErrorList) {
 fn check_url(url: &View<'_>, errors: &mut ErrorList) {
     const FORM: &str = "; desired format: https://host[/path]";
     let text = url.str();
-    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    let (scheme, rest) = text.split_once(':').filter(|(scheme, _)| is_scheme(scheme)).unwrap_or(("", text));
     if scheme != "https" {
         errors.push(Error::invalid(url.path(), scheme, format!("'https' is the only allowed URL scheme{FORM}")));
     }
     let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let authority = rest.split('/').next().unwrap_or_default();
+    // Without the two slashes everything is a path, and no host.
+    let authority = rest.strip_prefix("//").and_then(|rest| rest.split('/').next()).unwrap_or_default();
     let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
     if host.is_empty() {
         errors.push(Error::invalid(url.path(), host, format!("host must be specified{FORM}")));
@@ -165,6 +166,11 @@ fn check_url(url: &View<'_>, errors: &mut ErrorList) {
             errors.push(Error::invalid(url.path(), part, what));
         }
     }
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
 }
 
 fn check_service(service: &View<'_>, errors: &mut ErrorList) {

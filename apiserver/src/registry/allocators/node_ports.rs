@@ -26,8 +26,18 @@ impl Taking<'_> {
         // Two ports of one number, of different protocols, share a node port.
         let mut by_port: Vec<(i64, i64)> = Vec::new();
         let port_number = |p: &Value| p.get("port").and_then(Value::as_i64).unwrap_or(0);
+        let mut pairs: Vec<(String, i64)> = Vec::new();
         for i in 0..ports.len() {
             let asked = node_port(&ports[i]);
+            if old.is_some() && asked != 0 {
+                let protocol = ports[i].get("protocol").and_then(Value::as_str).unwrap_or_default().to_owned();
+                let pair = (protocol, asked);
+                // Upstream finds this before validation does, and takes it for a malfunction.
+                if pairs.contains(&pair) {
+                    return Err(Status::new(500, "", format!("duplicate nodePort: {{{} {asked}}}", pair.0)));
+                }
+                pairs.push(pair);
+            }
             if asked == 0 && !allocates {
                 continue;
             }

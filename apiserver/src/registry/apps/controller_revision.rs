@@ -13,15 +13,18 @@ impl Resource for ControllerRevisions {
         let mut errors = ErrorList::new();
         let root = View::root(object);
         let data = root.child("data");
-        if !data.exists() {
-            errors.push(Error::required(data.path(), "data is mandatory"));
-        }
         checks::nonnegative(&root.child("revision"), &mut errors);
+        match data.value() {
+            None => errors.push(Error::required(data.path(), "data is mandatory")),
+            Some(Value::Object(_)) => {}
+            Some(_) => errors.push(Error::required(data.path(), "data must be a valid JSON object")),
+        }
         errors
     }
 
-    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
-        let mut errors = self.validate(ctx, object);
+    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let mut errors = ErrorList::new();
+        checks::nonnegative(&View::root(object).child("revision"), &mut errors);
         checks::immutable(&View::root(object).child("data"), &View::root(old).child("data"), &mut errors);
         errors
     }

@@ -16,6 +16,10 @@ pub struct Namespaces;
 
 impl Resource for Namespaces {
     fn set_defaults(&self, object: &mut Value) {
+        let status = child_mut(object, "status");
+        if status.get("phase").and_then(Value::as_str).unwrap_or_default().is_empty() {
+            status.insert("phase".into(), "Active".into());
+        }
         set_name_label(object);
     }
 

@@ -3,7 +3,7 @@
 use super::pod_spec::{self, persistent_sources};
 use crate::registry::checks;
 use crate::registry::core::persistent_volume_claim::set_default;
-use crate::registry::internal::{VOLUME_NODE_AFFINITY, dump};
+use crate::registry::internal::{VOLUME_NODE_AFFINITY, dump, unified, volumes as volume_shape};
 use crate::registry::metadata;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
@@ -85,40 +85,90 @@ impl Resource for PersistentVolumes {
 }
 
 fn validate(object: &Value, old: Option<&Value>) -> ErrorList {
-    let spec = View::root(object).child("spec");
     let mut errors = ErrorList::new();
+    let use_of = Use::Whole { name: metadata::text(object, "name"), old };
+    spec(&View::root(object).child("spec"), use_of, &mut errors);
+    errors
+}
+
+/// The volume of an attachment that is described in place (upstream: `validateInlinePersistentVolumeSpec`).
+pub fn inline_spec(volume: &View<'_>, errors: &mut ErrorList) {
+    spec(volume, Use::Inline, errors);
+}
+
+/// What a spec describes.
+#[derive(Clone, Copy)]
+enum Use<'a> {
+    /// A volume, and how it was before.
+    Whole { name: &'a str, old: Option<&'a Value> },
+    /// A volume that is no object: what is about its life in the cluster may not be said.
+    Inline,
+}
+
+fn spec(spec: &View<'_>, use_of: Use<'_>, errors: &mut ErrorList) {
+    const INLINE: &str = "in the context of inline volumes";
+    let (inline, name, old) = match use_of {
+        Use::Whole { name, old } => (false, name, old),
+        Use::Inline => (true, "", None),
+    };
+    let forbidden = |field: &View<'_>, errors: &mut ErrorList| {
+        errors.push(Error::forbidden(field.path(), format!("may not be specified {INLINE}")));
+    };
+    let (size, claim) = (spec.child("capacity"), spec.child("claimRef"));
+    if inline {
+        if claim.exists() {
+            forbidden(&claim, errors);
+        }
+        if !size.is_empty() {
+            forbidden(&size, errors);
+        }
+        if !spec.child("csi").exists() {
+            errors.push(Error::required(spec.child("csi").path(), format!("has to be specified {INLINE}")));
+        }
+    }
     let modes = spec.child("accessModes");
     if modes.is_empty() {
         errors.push(Error::required(modes.path(), ""));
     }
-    pod_spec::access_modes(&modes, &mut errors);
-    capacity(&spec.child("capacity"), &mut errors);
-    let policy = spec.child("persistentVolumeReclaimPolicy");
-    if !policy.is_empty() {
-        checks::supported_value(&policy, &["Delete", "Recycle", "Retain"], &mut errors);
+    pod_spec::access_modes(&modes, errors);
+    if !inline {
+        capacity(&size, errors);
     }
-    node_affinity(&spec.child("nodeAffinity"), old, &mut errors);
-    persistent_sources::validate(&spec, metadata::text(object, "name"), &mut errors);
+    let policy = spec.child("persistentVolumeReclaimPolicy");
+    match policy.str() {
+        "" => {}
+        "Retain" if inline => {}
+        _ if inline => errors.push(Error::forbidden(policy.path(), format!("may only be Retain {INLINE}"))),
+        _ => checks::supported_value(&policy, &["Delete", "Recycle", "Retain"], errors),
+    }
+    node_affinity(&spec.child("nodeAffinity"), old, errors);
+    persistent_sources::validate(spec, name, errors);
     if policy.str() == "Recycle" && is_root(spec.child("hostPath").child("path").str()) {
         errors.push(Error::forbidden(policy.path(), "may not be 'recycle' for a hostPath mount of '/'"));
     }
-    pod_spec::class_name(&spec.child("storageClassName"), &mut errors);
+    let class = spec.child("storageClassName");
+    match inline && !class.is_empty() {
+        true => forbidden(&class, errors),
+        false => pod_spec::class_name(&class, errors),
+    }
     let mode = spec.child("volumeMode");
-    if mode.exists() {
-        checks::supported_value(&mode, &["Block", "Filesystem"], &mut errors);
+    if inline && mode.exists() && mode.str() != "Filesystem" {
+        let why = format!("may not specify volumeMode other than Filesystem {INLINE}");
+        errors.push(Error::forbidden(mode.path(), why));
+    } else if !inline && mode.exists() {
+        checks::supported_value(&mode, &["Block", "Filesystem"], errors);
     }
     let attributes = spec.child("volumeAttributesClassName");
-    if attributes.exists() {
+    if attributes.exists() && !inline {
         if attributes.is_empty() {
             errors.push(Error::required(attributes.path(), "an empty string is disallowed"));
         }
-        pod_spec::class_name(&attributes, &mut errors);
+        pod_spec::class_name(&attributes, errors);
         if !spec.child("csi").exists() {
             let why = "has to be specified when using volumeAttributesClassName";
             errors.push(Error::required(spec.child("csi").path(), why));
         }
     }
-    errors
 }
 
 fn capacity(capacity: &View<'_>, errors: &mut ErrorList) {
@@ -203,7 +253,12 @@ fn mount_options(object: &Value, errors: &mut ErrorList) {
 
 fn validate_change(spec: &View<'_>, before: &View<'_>, errors: &mut ErrorList) {
     if sources(spec, before) != sources(before, before) {
-        let why = "spec.persistentvolumesource is immutable after creation";
+        let mut now = spec.value().cloned().unwrap_or_default();
+        if may_add_secret(before) {
+            drop_expansion_secret(&mut now);
+        }
+        let difference = unified::internal(before, &View::new(Some(&now), spec.path().clone()), &volume_shape::SOURCE);
+        let why = format!("spec.persistentvolumesource is immutable after creation\n{difference}");
         errors.push(Error::forbidden(&Path::new("spec").child("persistentvolumesource"), why));
     }
     let at = |field: &'static str| View::new(spec.child(field).value(), Path::new(field));
@@ -221,15 +276,26 @@ fn validate_change(spec: &View<'_>, before: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
-/// The sources of a volume, without the secret for expansion if it is there for the first time: it may be added.
-fn sources(spec: &View<'_>, before: &View<'_>) -> Vec<Option<Value>> {
-    const SECRET: &str = "controllerExpandSecretRef";
-    let added = before.child("csi").exists() && !before.child("csi").child(SECRET).exists();
-    let mut sources: Vec<Option<Value>> = persistent_sources::all(spec).into_iter().map(|s| s.cloned()).collect();
-    for csi in sources.iter_mut().flatten().filter(|_| added).filter_map(Value::as_object_mut) {
-        csi.remove(SECRET);
+const EXPANSION_SECRET: &str = "controllerExpandSecretRef";
+
+/// The secret for expansion may be added to a volume that has none.
+fn may_add_secret(before: &View<'_>) -> bool {
+    before.child("csi").exists() && !before.child("csi").child(EXPANSION_SECRET).exists()
+}
+
+fn drop_expansion_secret(spec: &mut Value) {
+    if let Some(csi) = spec.get_mut("csi").and_then(Value::as_object_mut) {
+        csi.remove(EXPANSION_SECRET);
     }
-    sources
+}
+
+/// The sources of a volume, without the secret for expansion if it may be added.
+fn sources(spec: &View<'_>, before: &View<'_>) -> Vec<Option<Value>> {
+    let mut spec = spec.value().cloned().unwrap_or_default();
+    if may_add_secret(before) {
+        drop_expansion_secret(&mut spec);
+    }
+    persistent_sources::all(&View::root(&spec)).into_iter().map(|s| s.cloned()).collect()
 }
 
 /// The affinity with labels as they were, where they were replaced by those that stand for them now.

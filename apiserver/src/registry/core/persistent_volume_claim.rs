@@ -2,6 +2,7 @@
 
 use super::pod_spec::{self, ClaimLeniency};
 use crate::registry::checks;
+use crate::registry::internal::{unified, volumes as volume_shape};
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path, View};
@@ -186,12 +187,11 @@ fn validate_change(object: &Value, old: &Value, errors: &mut ErrorList) {
         if new.pointer("/resources/requests").is_some_and(Value::is_object) {
             new["resources"]["requests"]["storage"] = was["resources"]["requests"]["storage"].clone();
         }
-        if spec.child("volumeAttributesClassName").exists() {
-            new["volumeAttributesClassName"] = was["volumeAttributesClassName"].clone();
-        }
+        new["volumeAttributesClassName"] = was["volumeAttributesClassName"].clone();
     }
     if without_nulls(&new) != without_nulls(&was) {
-        errors.push(Error::forbidden(&Path::new("spec"), IMMUTABLE));
+        let difference = unified::internal(&View::root(&was), &View::root(&new), &volume_shape::CLAIM);
+        errors.push(Error::forbidden(&Path::new("spec"), format!("{IMMUTABLE}\n{difference}")));
     }
     size(&spec, &before, &View::root(old).child("status"), errors);
     let mode = View::new(spec.child("volumeMode").value(), Path::new("volumeMode"));
@@ -219,9 +219,9 @@ fn size(spec: &View<'_>, before: &View<'_>, status: &View<'_>, errors: &mut Erro
         spec.child("resources").child("requests").child("storage")
     }
     let parse = |amount: &View<'_>| Quantity::parse(amount.str()).ok();
-    let (Some(now), Some(was)) = (parse(&requested(spec)), parse(&requested(before))) else { return };
-    let held = parse(&status.child("capacity").child("storage"));
-    if now < was && held.map_or(now.sign() <= 0, |held| now <= held) {
+    // What is not said is nothing.
+    let [now, was] = [spec, before].map(|of| parse(&requested(of)).unwrap_or_default());
+    if now < was && now <= parse(&status.child("capacity").child("storage")).unwrap_or_default() {
         errors.push(Error::forbidden(requested(spec).path(), "field can not be less than status.capacity"));
     }
 }

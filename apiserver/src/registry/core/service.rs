@@ -146,6 +146,13 @@ impl Resource for Services {
         }
     }
 
+    /// Names of hosts outside were once given a policy that means nothing for them; it is not shown.
+    fn canonicalize(&self, object: &mut Value) {
+        if Spec(object).kind() == "ExternalName" {
+            spec_mut(object).remove("internalTrafficPolicy");
+        }
+    }
+
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         validation::validate(object, None)
     }

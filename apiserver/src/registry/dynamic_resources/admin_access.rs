@@ -1,6 +1,7 @@
 //! Devices may be asked for with the rights of an administrator only in namespaces that are marked for it (upstream:
 //! `AuthorizedForAdmin`).
 
+use super::status_access;
 use crate::registry::pipeline::{Call, Pipeline};
 use crate::registry::resource::{Hooks, Taken};
 use async_trait::async_trait;
@@ -31,15 +32,30 @@ impl Hooks for AdminAccess {
             && !is_marked(pipeline, call.namespace()).await?
         {
             // Upstream shows the path as it was in the first version, also for templates.
-            let path = Path::new("spec").child("devices").child("requests").index(index).child("adminAccess");
-            let why = format!("admin access to devices requires the `{LABEL}: true` label on the containing namespace");
-            return Err(call.invalid(object, &[Error::forbidden(&path, why)]));
+            let requests = Path::new("spec").child("devices").child("requests");
+            return Err(call.invalid(object, &[not_marked(&requests.index(index).child("adminAccess"))]));
         }
         Ok(Box::new(Nothing))
     }
+
+    async fn authorize_status(
+        &self,
+        pipeline: &Pipeline,
+        call: &Call,
+        object: &Value,
+        old: &Value,
+    ) -> Result<(), Status> {
+        status_access::check(pipeline, call, object, old).await
+    }
 }
 
-async fn is_marked(pipeline: &Pipeline, namespace: &str) -> Result<bool, Status> {
+/// What is wrong with such a wish where the namespace is not marked.
+pub(super) fn not_marked(path: &Path) -> Error {
+    let why = format!("admin access to devices requires the `{LABEL}: true` label on the containing namespace");
+    Error::forbidden(path, why)
+}
+
+pub(super) async fn is_marked(pipeline: &Pipeline, namespace: &str) -> Result<bool, Status> {
     let Some(store) = pipeline.resources.store("", "namespaces") else { return Ok(false) };
     let Some(namespace) = store.get("", namespace).await? else { return Ok(false) };
     let tree = namespace.tree();

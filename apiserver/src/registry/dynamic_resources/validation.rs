@@ -6,8 +6,9 @@ use crate::admission::cel::{Names, Wanted, check};
 use crate::registry::checks::{self, NOT_POSITIVE};
 use crate::registry::core::pod_spec::{csi_driver_name, only_labels_and_annotations};
 use crate::registry::core::quantities::is_extended;
-use coxswain_api::field::{BadValue, Error, ErrorList, View, go_value};
-use coxswain_api::{Map, Value, names};
+use crate::registry::internal::{Dump, devices, dump};
+use coxswain_api::field::{Error, ErrorList, View};
+use coxswain_api::{Value, names};
 use std::collections::HashSet;
 
 const REQUESTS_MAX: usize = 32;
@@ -204,6 +205,19 @@ pub(super) fn raw_object(object: &View<'_>, max: usize, errors: &mut ErrorList) 
     }
 }
 
+/// Nothing of a template may change. Its metadata shows as if it were part of the spec.
+pub(super) fn unchanged_template(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {
+    if checks::same(new.value(), old.value()) {
+        return;
+    }
+    let metadata = new.child("metadata");
+    let given = devices::METADATA.iter().map(|field| (*field, metadata.child(field)));
+    let mut shown: Vec<String> =
+        given.filter_map(|(field, value)| Some(format!("\"{field}\":{}", value.value()?))).collect();
+    shown.push(format!("\"Spec\":{}", dump(&new.child("spec"), &devices::CLAIM).0));
+    errors.push(Error::invalid(new.path(), Dump(format!("{{{}}}", shown.join(","))), checks::IMMUTABLE));
+}
+
 pub(super) fn template_spec(spec: &View<'_>, errors: &mut ErrorList) {
     only_labels_and_annotations(&spec.child("metadata"), errors);
     claim_spec(&spec.child("spec"), errors);
@@ -211,66 +225,13 @@ pub(super) fn template_spec(spec: &View<'_>, errors: &mut ErrorList) {
 
 pub(super) fn unchanged_claim(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {
     if !checks::same(new.value(), old.value()) {
-        errors.push(Error::invalid(new.path(), ClaimSpec(new), checks::IMMUTABLE));
+        errors.push(Error::invalid(new.path(), dump(new, &devices::CLAIM), checks::IMMUTABLE));
     }
-}
-
-/// The spec of a claim as upstream's message shows it: every field of the internal structs, in their order.
-struct ClaimSpec<'a, 'b>(&'a View<'b>);
-
-impl BadValue for ClaimSpec<'_, '_> {
-    fn text(&self) -> String {
-        let devices = self.0.child("devices");
-        let requests: Vec<String> = devices
-            .child("requests")
-            .items()
-            .map(|request| {
-                let exactly = request.child("exactly");
-                let fields = [
-                    "deviceClassName",
-                    "selectors",
-                    "allocationMode",
-                    "count",
-                    "adminAccess",
-                    "tolerations",
-                    "capacity",
-                ];
-                let exactly = if exactly.exists() { go_struct(&exactly, &fields) } else { "null".into() };
-                let alternatives = go_value(&capitalized(request.child("firstAvailable").value()));
-                let name = go_value(&request.child("name").str().into());
-                format!(r#"{{"Name":{name},"Exactly":{exactly},"FirstAvailable":{alternatives}}}"#)
-            })
-            .collect();
-        let requests = if requests.is_empty() { "null".to_owned() } else { format!("[{}]", requests.join(",")) };
-        let [constraints, config] =
-            ["constraints", "config"].map(|name| go_value(&capitalized(devices.child(name).value())));
-        format!(r#"{{"Devices":{{"Requests":{requests},"Constraints":{constraints},"Config":{config}}}}}"#)
-    }
-}
-
-fn go_struct(object: &View<'_>, fields: &[&'static str]) -> String {
-    let shown: Vec<String> = fields
-        .iter()
-        .map(|name| format!(r#""{}":{}"#, capital(name), go_value(&capitalized(object.child(name).value()))))
-        .collect();
-    format!("{{{}}}", shown.join(","))
 }
 
 pub(super) fn capital(name: &str) -> String {
     let mut chars = name.chars();
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
-}
-
-/// The names of fields as Go spells them.
-fn capitalized(value: Option<&Value>) -> Value {
-    match value {
-        None => Value::Null,
-        Some(Value::Array(items)) => items.iter().map(|item| capitalized(Some(item))).collect(),
-        Some(Value::Object(fields)) => {
-            Value::Object(fields.iter().map(|(k, v)| (capital(k), capitalized(Some(v)))).collect::<Map<_, _>>())
-        }
-        Some(other) => other.clone(),
-    }
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ impl Leniency {
             for rule in spec.child(direction).items() {
                 for peer in rule.child(peers).items() {
                     let block = peer.child("ipBlock");
-                    leniency.cidrs.push(block.child("cidr").str().to_owned());
+                    leniency.cidrs.extend(block.child("cidr").opt_str().map(str::to_owned));
                     leniency.cidrs.extend(block.child("except").items().map(|e| e.str().to_owned()));
                 }
             }
@@ -103,31 +103,28 @@ fn port(port: &View<'_>, errors: &mut ErrorList) {
         checks::supported_value(&protocol, &["TCP", "UDP", "SCTP"], errors);
     }
     let (number, end) = (port.child("port"), port.child("endPort"));
-    if let Some(n) = number.opt_i64() {
-        for why in names::port_number(n) {
-            errors.push(Error::invalid(number.path(), n, why));
-        }
+    let lonely_end = |why: &str, errors: &mut ErrorList| {
         if let Some(last) = end.opt_i64() {
-            if last < n {
-                // Upstream shows the port, not the end port.
-                errors.push(Error::invalid(end.path(), n, "must be greater than or equal to `port`"));
-            }
-            for why in names::port_number(last) {
-                errors.push(Error::invalid(end.path(), last, why));
+            errors.push(Error::invalid(end.path(), last, format!("may not be specified when `port` is {why}")));
+        }
+    };
+    match number.value() {
+        None => lonely_end("not specified", errors),
+        Some(Value::String(name)) => {
+            lonely_end("non-numeric", errors);
+            checks::all(&number, names::port_name(name), errors);
+        }
+        Some(_) => {
+            let first = number.i64();
+            errors.extend(names::port_number(first).into_iter().map(|why| Error::invalid(number.path(), first, why)));
+            if let Some(last) = end.opt_i64() {
+                if last < first {
+                    // Upstream shows the port, not the end port.
+                    errors.push(Error::invalid(end.path(), first, "must be greater than or equal to `port`"));
+                }
+                errors.extend(names::port_number(last).into_iter().map(|why| Error::invalid(end.path(), last, why)));
             }
         }
-        return;
-    }
-    if number.exists() {
-        checks::all(&number, names::port_name(number.str()), errors);
-    }
-    if end.exists() {
-        let why = if number.exists() {
-            "may not be specified when `port` is non-numeric"
-        } else {
-            "may not be specified when `port` is not specified"
-        };
-        errors.push(Error::invalid(end.path(), end.i64(), why));
     }
 }
 

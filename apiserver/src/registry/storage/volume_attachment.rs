@@ -1,6 +1,7 @@
 //! VolumeAttachment: that a volume should be attached to a node.
 
 use crate::registry::checks;
+use crate::registry::core::persistent_volume;
 use crate::registry::core::pod_spec::csi_driver_name;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
@@ -16,9 +17,7 @@ impl Resource for VolumeAttachments {
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         attachment(&View::root(object), &mut errors);
-        // What v1 asks besides comes last.
         let spec = View::root(object).child("spec");
-        csi_driver_name(&spec.child("attacher"), &mut errors);
         let name = spec.child("source").child("persistentVolumeName");
         if name.exists() {
             checks::dns_subdomain(&name, &mut errors);
@@ -26,11 +25,8 @@ impl Resource for VolumeAttachments {
         errors
     }
 
-    fn validate_update(&self, _ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
-        let mut errors = ErrorList::new();
-        // Upstream's strategy and its check of the update both look at the whole.
-        attachment(&View::root(object), &mut errors);
-        attachment(&View::root(object), &mut errors);
+    fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, _subresource: &str) -> ErrorList {
+        let mut errors = self.validate(ctx, object);
         let (new, old) = (View::root(object).child("spec"), View::root(old).child("spec"));
         if !checks::same(new.value(), old.value()) {
             let error = Error::invalid(new.path(), &new, checks::IMMUTABLE);
@@ -66,13 +62,10 @@ impl Resource for VolumeAttachments {
     }
 }
 
-/// What every version of the API asks of an attachment.
 fn attachment(object: &View<'_>, errors: &mut ErrorList) {
     let (spec, status) = (object.child("spec"), object.child("status"));
     let attacher = spec.child("attacher");
-    if attacher.is_empty() {
-        errors.push(Error::required(attacher.path(), ""));
-    }
+    csi_driver_name(&attacher, errors);
     let source = spec.child("source");
     let (inline, name) = (source.child("inlineVolumeSpec"), source.child("persistentVolumeName"));
     const ONE: &str = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
@@ -82,7 +75,8 @@ fn attachment(object: &View<'_>, errors: &mut ErrorList) {
         (false, true) if name.is_empty() => {
             errors.push(Error::required(name.path(), "must specify non empty persistentVolumeName"));
         }
-        _ => {}
+        (true, false) => persistent_volume::inline_spec(&inline, errors),
+        (false, true) => {}
     }
     checks::dns_subdomain(&spec.child("nodeName"), errors);
     let metadata = status.child("attachmentMetadata");

@@ -5,6 +5,7 @@ use crate::admission::Operation;
 use crate::registry::metadata;
 use crate::registry::pipeline::{Call, Pipeline};
 use crate::registry::resource::Virtual;
+use crate::registry::update::shown_key;
 use async_trait::async_trait;
 use coxswain_api::field::{Error, View, go_quote};
 use coxswain_api::{Status, Value, json};
@@ -23,6 +24,9 @@ impl Virtual for Bindings {
             let list = if texts.len() == 1 { texts[0].clone() } else { format!("[{}]", texts.join(", ")) };
             return Err(Status::new(500, "", list));
         }
+        if name.is_empty() {
+            return Err(Status::bad_request("Name parameter required."));
+        }
         let options = json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"});
         pipeline.validate_admission(call, Operation::Create, &options, name, Some(&mut binding), None).await?;
         let conflict = |why: &str| Status::conflict("", "pods/binding", name, why);
@@ -31,8 +35,8 @@ impl Virtual for Bindings {
             for (field, what) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
                 let (wanted, present) = (metadata::text(&binding, field), metadata::text(pod, field));
                 if !wanted.is_empty() && wanted != present {
-                    let key = pipeline.resources.store("", "pods").map(|s| s.key(call.namespace(), name));
-                    let key = key.as_deref().unwrap_or_default().to_owned();
+                    let key = pipeline.resources.store("", "pods").map(|store| shown_key(&store, call, name));
+                    let key = key.unwrap_or_default();
                     return Err(Status::conflict(
                         "",
                         "pods",

@@ -30,6 +30,17 @@ impl Virtual for Evictions {
         let options = json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"});
         pipeline.validate_admission(call, Operation::Create, &options, name, Some(&mut eviction), None).await?;
         let given = eviction.get("deleteOptions").filter(|o| !o.is_null());
+        let inside = given.and_then(|o| o.get("dryRun")).filter(|list| list.as_array().is_some_and(|l| !l.is_empty()));
+        let outside: Vec<&str> = call.query.all("dryRun");
+        if let Some(inside) = inside
+            && !outside.is_empty()
+            && *inside != json!(outside)
+        {
+            let shown: Vec<&str> = inside.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let [asked, written] = [outside, shown].map(|list| list.join(" "));
+            let why = format!("Non-matching dry-run options in request and content: [{asked}] and [{written}]");
+            return Err(Status::new(500, "", why));
+        }
         let dry_run = is_dry_run(call, given);
         let mut tree = given.cloned().unwrap_or_else(|| json!({}));
         if dry_run {

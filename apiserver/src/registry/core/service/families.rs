@@ -88,7 +88,8 @@ pub(super) fn patch_allocated_values(service: &mut Value, old: &Value) {
 pub(super) fn drop_type_dependent_fields(service: &mut Value, old: &Value) {
     let before = Spec(old);
     let lost = |needs: fn(&Spec<'_>) -> bool, service: &Value| needs(&before) && !needs(&Spec(service));
-    if lost(|s| s.needs_cluster_ip(), service) {
+    let inside: fn(&Spec<'_>) -> bool = |s| s.kind() != "ExternalName";
+    if lost(inside, service) {
         if same(service, old, "clusterIPs") && same(service, old, "clusterIP") {
             spec_mut(service).remove("clusterIP");
             spec_mut(service).remove("clusterIPs");
@@ -99,7 +100,7 @@ pub(super) fn drop_type_dependent_fields(service: &mut Value, old: &Value) {
             }
         }
     }
-    if lost(|s| s.needs_node_port(), service) && before.node_ports() == Spec(service).node_ports() {
+    if lost(|s| s.has_node_ports(), service) && before.node_ports() == Spec(service).node_ports() {
         for port in spec_mut(service).get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
             if let Some(port) = port.as_object_mut() {
                 port.remove("nodePort");
@@ -120,8 +121,7 @@ pub(super) fn drop_type_dependent_fields(service: &mut Value, old: &Value) {
     if lost(|s| s.is_external(), service) && same(service, old, "externalTrafficPolicy") {
         spec_mut(service).remove("externalTrafficPolicy");
     }
-    let internal: fn(&Spec<'_>) -> bool = |s| s.kind() != "ExternalName";
-    if lost(internal, service) && same(service, old, "internalTrafficPolicy") {
+    if lost(inside, service) && same(service, old, "internalTrafficPolicy") {
         spec_mut(service).remove("internalTrafficPolicy");
     }
 }
