@@ -283,30 +283,62 @@ impl BadValue for &View<'_> {
 pub fn go_value(value: &Value) -> String {
     match value {
         Value::String(s) => go_quote(s),
-        composite @ (Value::Object(_) | Value::Array(_)) => go_json(composite),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if !number.is_i64() && !number.is_u64() => go_float_v(float),
+            _ => number.to_string(),
+        },
+        Value::Null | Value::Bool(_) => value.to_string(),
+        Value::Array(_) | Value::Object(_) => go_json(value),
+    }
+}
+
+/// JSON as Go writes it: in the order of the names, floats in its form, and without what HTML would read; label selectors in the
+/// order of their type's fields.
+pub fn go_json(value: &Value) -> String {
+    let list = |parts: Vec<String>| parts.join(",");
+    if let (Some(labels), Some(expressions)) = (value.get("matchLabels"), value.get("matchExpressions"))
+        && value.as_object().is_some_and(|map| map.len() == 2)
+    {
+        return format!(r#"{{"matchLabels":{},"matchExpressions":{}}}"#, go_json(labels), go_json(expressions));
+    }
+    match value {
+        Value::Array(items) => format!("[{}]", list(items.iter().map(go_json).collect())),
+        Value::Object(map) => {
+            let mut members: Vec<(&String, &Value)> = map.iter().collect();
+            members.sort_unstable_by_key(|(name, _)| *name);
+            format!(
+                "{{{}}}",
+                list(members.into_iter().map(|(k, v)| format!("{}:{}", go_text(k), go_json(v))).collect())
+            )
+        }
+        Value::String(text) => go_text(text),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if !number.is_i64() && !number.is_u64() => crate::codec::json::go_float(float),
+            _ => number.to_string(),
+        },
         other => other.to_string(),
     }
 }
 
-/// As Go's `encoding/json` writes it: safe to stand in HTML, and label selectors in the order of their type's fields.
-fn go_json(value: &Value) -> String {
-    let text = match (value.get("matchLabels"), value.get("matchExpressions")) {
-        (Some(labels), Some(expressions)) if value.as_object().is_some_and(|o| o.len() == 2) => {
-            format!(r#"{{"matchLabels":{labels},"matchExpressions":{expressions}}}"#)
-        }
-        _ => value.to_string(),
-    };
-    if !text.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
-        return text;
+fn go_text(text: &str) -> String {
+    let quoted = Value::from(text).to_string();
+    if !quoted.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
+        return quoted;
     }
-    let mut safe = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
-            other => safe.push(other),
-        }
+    let quoted = quoted.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026");
+    quoted.replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029")
+}
+
+/// A float as Go's `%v` prints it: the shortest digits, with an exponent below 1e-4 and from 1e6 on, which has two digits at
+/// least.
+pub fn go_float_v(float: f64) -> String {
+    let scientific = format!("{float:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    match exponent.parse::<i32>().unwrap_or(0) {
+        _ if float == 0.0 => if float.is_sign_negative() { "-0" } else { "0" }.into(),
+        -4..6 => float.to_string(),
+        exponent => format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
     }
-    safe
 }
 
 /// A string as Go's `%q` quotes it.

@@ -11,6 +11,7 @@ pub mod conversion;
 pub mod defaults;
 pub mod field;
 pub mod field_set;
+pub mod go_regex;
 pub mod intstr;
 pub mod managed_fields;
 pub mod names;

@@ -15,14 +15,17 @@ mod lists;
 mod prune;
 mod validate;
 
+use crate::go_regex;
 use crate::schema::{self, AnyKind, Field, List, ListKind, MapOf, Omit, Scalar, Struct, StructRef, Type};
 use regex::Regex;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, OnceLock};
 
-pub use check::check;
+pub use check::{Asks, Findings, Step, check, field_path, path_text};
+pub use formats::supported as supported_format;
 pub use formats::unrecognized as unrecognized_formats;
+pub use lists::CheckMetadata;
 
 /// How deep a schema may nest; deeper parts are as if they were not there.
 const DEPTH_MAX: usize = 128;
@@ -43,6 +46,8 @@ pub struct Structural {
     pub default: Option<Value>,
     pub properties: BTreeMap<Box<str>, Structural>,
     pub additional: Option<Box<Structural>>,
+    /// `additionalProperties: false`.
+    pub no_others: bool,
     pub items: Option<Box<Structural>>,
     /// `x-kubernetes-validations` as the definition has them: CEL is not this crate's.
     pub rules: Vec<Value>,
@@ -110,7 +115,10 @@ pub struct Pattern {
 impl Pattern {
     /// Whether a text fits. One that is no expression was refused with its definition; it lets anything pass.
     pub fn fits(&self, text: &str) -> bool {
-        self.compiled.get_or_init(|| Regex::new(&self.source).ok()).as_ref().is_none_or(|regex| regex.is_match(text))
+        self.compiled
+            .get_or_init(|| go_regex::compile(&self.source).ok())
+            .as_ref()
+            .is_none_or(|regex| regex.is_match(text))
     }
 }
 
@@ -165,26 +173,28 @@ impl Structural {
         let pattern = schema["pattern"].as_str().filter(|p| !p.is_empty());
         let pattern = pattern.map(|p| Pattern { source: p.into(), compiled: OnceLock::new() });
         let properties = schema["properties"].as_object().into_iter().flatten();
+        let (ty, int_or_string) = (text("type"), flag("x-kubernetes-int-or-string"));
         Self {
-            ty: text("type"),
+            ty: ty.clone(),
             nullable: flag("nullable"),
             preserve_unknown: flag("x-kubernetes-preserve-unknown-fields"),
             embedded: flag("x-kubernetes-embedded-resource"),
-            int_or_string: flag("x-kubernetes-int-or-string"),
+            int_or_string,
             list_type: text("x-kubernetes-list-type"),
             list_map_keys: texts("x-kubernetes-list-map-keys"),
             map_type: text("x-kubernetes-map-type"),
             default: schema.get("default").filter(|d| !d.is_null()).cloned(),
             properties: properties.map(|(k, s)| (k.as_str().into(), Self::parse_at(s, depth + 1))).collect(),
             additional: match &schema["additionalProperties"] {
-                // `true` lets any value in, but pruning empties what has no schema.
-                Value::Bool(true) => Some(Box::default()),
+                // `true` lets any value in, but pruning empties what has no schema. `false` lets validation refuse it.
+                Value::Bool(_) => Some(Box::default()),
                 _ => one("additionalProperties"),
             },
+            no_others: schema["additionalProperties"] == false,
             items: one("items"),
             rules: schema["x-kubernetes-validations"].as_array().cloned().unwrap_or_default(),
             checks: SharedChecks::new(Checks {
-                format: text("format"),
+                format: formats::supported(if int_or_string { "" } else { &ty }, &text("format")).into(),
                 pattern,
                 minimum: number("minimum"),
                 exclusive_minimum: flag("exclusiveMinimum"),
@@ -205,6 +215,11 @@ impl Structural {
                 not: one("not"),
             }),
         }
+    }
+
+    /// Whether it stands for no schema at all, as `additionalProperties: true` does.
+    fn is_empty(&self) -> bool {
+        self.ty.is_empty() && !self.int_or_string && !self.preserve_unknown && self.properties.is_empty()
     }
 
     /// The root as a struct: with `apiVersion`, `kind` and the metadata of every object.
@@ -285,6 +300,7 @@ fn plain(name: &str, ty: Type) -> Field {
 mod tests {
     use super::*;
     use crate::defaults;
+    use crate::field::ErrorList;
     use serde_json::json;
 
     fn schema() -> Structural {
@@ -308,7 +324,7 @@ mod tests {
     fn causes(object: Value) -> Vec<String> {
         let mut errors = schema().validate(&object);
         errors.extend(schema().validate_lists(&object));
-        errors.extend(schema().validate_embedded(&object));
+        errors.extend(schema().validate_embedded(&object, &|_, _| ErrorList::new()));
         errors.iter().map(ToString::to_string).collect()
     }
 
@@ -319,13 +335,13 @@ mod tests {
         assert_eq!(
             found,
             [
-                "spec.a: Required value",
                 r#"<nil>: Invalid value: "": Checked value must be of type integer with format int32 in spec.i32"#,
                 r#"spec.ios: Invalid value: "number": spec.ios in body must be of type integer,string: "number""#,
                 "spec.n: Invalid value: 11: spec.n in body should be less than or equal to 10",
                 r#"<nil>: Invalid value: "": "spec.one" must validate one and only one schema (oneOf). Found none valid"#,
                 r#"spec.one: Invalid value: "zz": spec.one in body should match '^a'"#,
                 r#"spec.when: Invalid value: "x": spec.when in body must be of type date-time: "x""#,
+                "spec.a: Required value",
             ]
         );
         let found = causes(json!({"spec": {"a": "abcde", "map": [{"k": "x"}, {"k": "x"}], "emb": {"kind": "Pod"}}}));
@@ -347,7 +363,7 @@ mod tests {
         let unknown = schema().prune(&mut object).unwrap();
         assert_eq!(
             unknown,
-            ["metadata.junk", "other", "spec.b", "spec.emb.metadata.junk", "spec.free.strict.y", "spec.map[0].q"]
+            ["metadata.junk", "other", "spec.b", "spec.free.strict.y", "spec.map[0].q", "spec.emb.metadata.junk"]
         );
         assert_eq!(object["spec"]["free"], json!({"x": 1, "strict": {"z": 2}}));
         assert_eq!(object["spec"]["emb"]["spec"], json!({"x": 1}));

@@ -55,6 +55,13 @@ impl Index {
         self.versions.keys().any(|(g, _)| **g == *group)
     }
 
+    /// Whether nothing but definitions makes up the group.
+    pub fn is_custom_group(&self, group: &str) -> bool {
+        let mut found =
+            self.versions.iter().filter(|((g, _), _)| **g == *group).flat_map(|(_, served)| served.values());
+        found.all(|served| served.custom)
+    }
+
     pub fn has_version(&self, group: &str, version: &str) -> bool {
         self.versions.contains_key(&(group.into(), version.into()))
     }

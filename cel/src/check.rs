@@ -2,12 +2,14 @@
 //! in cel-go's words, with the place.
 
 use crate::functions::{self, Overload};
+use crate::library::format;
 use crate::parse;
 use crate::types::{Substitutions, Type, most_general};
-use crate::value::library_type;
+use crate::value::{library_type, runtime_name};
 use cel::common::ast::{
     CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SelectExpr, SourceInfo, operators,
 };
+use coxswain_api::go_regex;
 use std::sync::Arc;
 
 /// What an expression can name.
@@ -48,6 +50,11 @@ impl Compiled {
         &self.result
     }
 
+    /// Why no program can be made of it, though its types are right.
+    pub fn failure(&self) -> Option<String> {
+        constant_failure(&self.expr)
+    }
+
     pub fn uses(&self, variable: &str) -> bool {
         self.used.contains(&variable)
     }
@@ -76,7 +83,7 @@ pub fn compile(env: &Env, source: &str) -> Result<Compiled, Issue> {
     };
     checker.check(&mut expr);
     if checker.issues.is_empty() {
-        checker.literals(&expr);
+        checker.literals(&expr, false);
     }
     if !checker.issues.is_empty() {
         checker.issues.sort_by_key(|(at, _)| *at);
@@ -199,7 +206,7 @@ impl Checker<'_> {
                     self.check(element);
                     let is_optional = list.optional_indices.contains(&at);
                     let ty = self.unwrapped(element, is_optional);
-                    of = Some(self.join(element.id, of, ty));
+                    of = Some(self.join(of, ty));
                 }
                 let of = of.unwrap_or_else(|| self.variable());
                 self.set(id, Type::list(of));
@@ -210,10 +217,10 @@ impl Checker<'_> {
                     let EntryExpr::MapEntry(entry) = &mut entry.expr else { continue };
                     self.check(&mut entry.key);
                     let key = self.get(&entry.key);
-                    keys = Some(self.join(entry.key.id, keys, key));
+                    keys = Some(self.join(keys, key));
                     self.check(&mut entry.value);
                     let value = self.unwrapped(&entry.value, entry.optional);
-                    values = Some(self.join(entry.value.id, values, value));
+                    values = Some(self.join(values, value));
                 }
                 let key = keys.unwrap_or_else(|| self.variable());
                 let value = values.unwrap_or_else(|| self.variable());
@@ -260,14 +267,14 @@ impl Checker<'_> {
         self.issue(id, format!("expected type '{wanted}' but found '{found}'"));
     }
 
-    /// All elements of a literal are of one type.
-    fn join(&mut self, id: u64, before: Option<Type>, ty: Type) -> Type {
+    /// The type of elements that are of these types.
+    fn join(&mut self, before: Option<Type>, ty: Type) -> Type {
         let Some(before) = before else { return ty };
         if self.known.assign(&before, &ty) {
             return most_general(before, ty);
         }
-        self.mismatch(id, &before, &ty);
-        Type::Error
+        // Whether it may be so is looked at when all types are known.
+        Type::Dyn
     }
 
     fn select(&mut self, id: u64, operand: &IdedExpr, field: &str, optional: bool) -> Type {
@@ -430,29 +437,144 @@ impl Checker<'_> {
         }
     }
 
-    /// Texts that are times, durations or regular expressions are right if they are constant (upstream: the validators of
-    /// the base environment).
-    fn literals(&mut self, expr: &IdedExpr) {
-        if let Expr::Call(call) = &expr.expr {
-            let argument = match (call.func_name.as_str(), &call.target, &call.args[..]) {
-                ("duration" | "timestamp", None, [one]) | ("matches", Some(_), [one]) | ("matches", None, [_, one]) => {
-                    Some(one)
+    /// Literals that are right by their types may still be wrong (upstream: the validators of the base environment): texts
+    /// that are times, durations or regular expressions, templates, and lists and maps of several types. What is handed to
+    /// `format` may be of any types.
+    fn literals(&mut self, expr: &IdedExpr, for_format: bool) {
+        match &expr.expr {
+            Expr::Call(call) => self.constant_arguments(expr.id, call),
+            Expr::List(list) if !for_format => {
+                let elements = list.elements.iter().enumerate();
+                let types: Vec<(u64, Type)> =
+                    elements.map(|(at, e)| (e.id, self.final_type(e, list.optional_indices.contains(&at)))).collect();
+                self.one_type(&types, 1);
+            }
+            Expr::Map(map) if !for_format => {
+                let (mut keys, mut values) = (Vec::new(), Vec::new());
+                for entry in &map.entries {
+                    let EntryExpr::MapEntry(entry) = &entry.expr else { continue };
+                    keys.push((entry.key.id, self.final_type(&entry.key, false)));
+                    values.push((entry.value.id, self.final_type(&entry.value, entry.optional)));
                 }
-                _ => None,
+                self.one_type(&keys, usize::MAX);
+                self.one_type(&values, usize::MAX);
+            }
+            _ => {}
+        }
+        let for_format = for_format || matches!(&expr.expr, Expr::Call(call) if call.func_name == "format");
+        each_child(expr, &mut |child| self.literals(child, for_format));
+    }
+
+    fn final_type(&self, expr: &IdedExpr, is_optional: bool) -> Type {
+        match self.known.apply(&self.get(expr), true) {
+            Type::Optional(of) if is_optional => (*of).clone(),
+            ty => ty,
+        }
+    }
+
+    /// Tells of elements that are not of the type of the first, of so many at most.
+    fn one_type(&mut self, types: &[(u64, Type)], told_max: usize) {
+        let Some((_, wanted)) = types.first() else { return };
+        let odd: Vec<_> = types.iter().filter(|(_, ty)| !wanted.same(ty)).take(told_max).collect();
+        for (id, found) in odd {
+            self.mismatch(*id, wanted, found);
+        }
+    }
+
+    fn constant_arguments(&mut self, id: u64, call: &CallExpr) {
+        let argument = match (call.func_name.as_str(), &call.target, &call.args[..]) {
+            ("duration" | "timestamp", None, [one]) | ("matches", Some(_), [one]) | ("matches", None, [_, one]) => {
+                Some(one)
+            }
+            ("format", Some(template), [IdedExpr { expr: Expr::List(args), .. }]) => {
+                if let Expr::Literal(LiteralValue::String(template)) = &template.expr {
+                    self.template(id, template.inner(), &args.elements);
+                }
+                None
+            }
+            _ => None,
+        };
+        if let Some(IdedExpr { id, expr: Expr::Literal(LiteralValue::String(text)) }) = argument {
+            let text = text.inner();
+            let is_right = match call.func_name.as_str() {
+                "duration" => crate::library::time::parse_duration(text).is_some(),
+                "timestamp" => crate::library::time::parse_timestamp(text).is_some(),
+                _ => go_regex::compile(text).is_ok(),
             };
-            if let Some(IdedExpr { id, expr: Expr::Literal(LiteralValue::String(text)) }) = argument {
-                let text = text.inner();
-                let is_right = match call.func_name.as_str() {
-                    "duration" => crate::library::time::parse_duration(text).is_some(),
-                    "timestamp" => crate::library::time::parse_timestamp(text).is_some(),
-                    _ => regex::Regex::new(text).is_ok(),
-                };
-                if !is_right {
-                    self.issue(*id, format!("invalid {} argument", call.func_name));
-                }
+            if !is_right {
+                self.issue(*id, format!("invalid {} argument", call.func_name));
             }
         }
-        each_child(expr, &mut |child| self.literals(child));
+    }
+
+    /// A template that is constant fits the arguments of its clauses.
+    fn template(&mut self, id: u64, template: &str, args: &[IdedExpr]) {
+        let mut at = id;
+        let seen = format::parse(template, args.len(), &mut |_| {}, &mut |index, clause| {
+            let Some(odd) = self.unfit(clause.letter, &args[index]) else { return Ok(()) };
+            at = odd.id;
+            Err(format::unfit(clause.letter, &runtime_name(&self.final_type(odd, false))))
+        });
+        match seen {
+            Err(why) => self.issue(at, why.to_string()),
+            Ok(seen) if args.len() > seen => {
+                let count = args.len();
+                let why = format!("too many arguments supplied to string.format (expected {seen}, got {count})");
+                self.issue(id, why);
+            }
+            Ok(_) => {}
+        }
+    }
+
+    /// The part of an argument that a clause cannot show.
+    fn unfit<'a>(&self, letter: char, arg: &'a IdedExpr) -> Option<&'a IdedExpr> {
+        let ty = self.final_type(arg, false);
+        let number = matches!(ty, Type::Int | Type::Uint);
+        let text = matches!(ty, Type::String | Type::Bytes);
+        let fits = match letter {
+            's' => {
+                let time = matches!(ty, Type::Timestamp | Type::Duration);
+                let other = matches!(ty, Type::List(_) | Type::Map(..) | Type::Meta(_) | Type::Null);
+                number || text || time || other || matches!(ty, Type::Double | Type::Bool)
+            }
+            'd' | 'o' => number,
+            'f' | 'e' => matches!(ty, Type::Double | Type::String),
+            'b' => number || matches!(ty, Type::Bool),
+            _ => number || text,
+        };
+        if !fits && !matches!(ty, Type::Dyn) {
+            return Some(arg);
+        }
+        match &arg.expr {
+            Expr::List(list) if letter == 's' => list.elements.iter().find_map(|e| self.unfit('s', e)),
+            Expr::Map(map) if letter == 's' => map.entries.iter().find_map(|entry| match &entry.expr {
+                EntryExpr::MapEntry(entry) => self.unfit('s', &entry.key).or_else(|| self.unfit('s', &entry.value)),
+                EntryExpr::StructField(_) => None,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// The first constant that cannot be turned into what it is turned into: such calls are made when a program is made of an
+/// expression (upstream: `OptOptimize`).
+fn constant_failure(expr: &IdedExpr) -> Option<String> {
+    let mut found = None;
+    each_child(expr, &mut |child| found = found.take().or_else(|| constant_failure(child)));
+    let (None, Expr::Call(call)) = (&found, &expr.expr) else { return found };
+    let literal = |e: &IdedExpr| match &e.expr {
+        Expr::Literal(value) => Some(crate::eval::literal(value)),
+        _ => None,
+    };
+    match (call.func_name.as_str(), &call.target, &call.args[..]) {
+        (name @ ("bool" | "bytes" | "double" | "int" | "string" | "uint" | "duration" | "timestamp"), None, [one]) => {
+            crate::library::convert::to(name, &literal(one)?).err().map(|why| why.to_string())
+        }
+        ("find" | "findAll", Some(_), [one, ..]) => match literal(one)? {
+            crate::value::Value::Text(source) => go_regex::compile(&source).err(),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

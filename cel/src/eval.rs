@@ -82,15 +82,7 @@ impl<'p, 'a> Evaluator<'p, 'a> {
     fn eval(&mut self, expr: &'p IdedExpr) -> Found<'a> {
         match &expr.expr {
             Expr::Unspecified => Err(Error::new("unspecified expression")),
-            Expr::Literal(literal) => Ok(match literal {
-                LiteralValue::Boolean(b) => Value::Bool(*b.inner()),
-                LiteralValue::Bytes(bytes) => Value::Bytes(bytes.inner().into()),
-                LiteralValue::Double(n) => Value::Double(*n.inner()),
-                LiteralValue::Int(n) => Value::Int(*n.inner()),
-                LiteralValue::UInt(n) => Value::Uint(*n.inner()),
-                LiteralValue::Null => Value::Null,
-                LiteralValue::String(text) => text.inner().into(),
-            }),
+            Expr::Literal(value) => Ok(literal(value)),
             Expr::Ident(name) => {
                 self.charge(1)?;
                 self.name(name)
@@ -381,4 +373,17 @@ fn optional_find<'a>(operand: &Value<'a>, key: &Value<'_>) -> Found<'a> {
         other => other.find(key)?,
     };
     Ok(Value::Optional(found.map(Arc::new)))
+}
+
+/// The value of a literal.
+pub(crate) fn literal<'a>(literal: &LiteralValue) -> Value<'a> {
+    match literal {
+        LiteralValue::Boolean(b) => Value::Bool(*b.inner()),
+        LiteralValue::Bytes(bytes) => Value::Bytes(bytes.inner().into()),
+        LiteralValue::Double(n) => Value::Double(*n.inner()),
+        LiteralValue::Int(n) => Value::Int(*n.inner()),
+        LiteralValue::UInt(n) => Value::Uint(*n.inner()),
+        LiteralValue::Null => Value::Null,
+        LiteralValue::String(text) => text.inner().to_owned().into(),
+    }
 }

@@ -75,7 +75,7 @@ fn what_fails_when_it_runs_says_why() {
         ("dyn([1]).contains('1')", "no such overload: contains(list)"),
         ("optional.none().value() == 1", "optional.none() dereference"),
         ("'a'.substring(2) == ''", "index out of range: 2"),
-        ("int('x') == 1", "strconv.ParseInt: parsing \"x\": invalid syntax"),
+        ("int('x') == 1", "type conversion error from 'string' to 'int'"),
     ] {
         assert_eq!(value(source), Err(why.to_owned()), "{source}");
     }

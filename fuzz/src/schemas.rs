@@ -1,7 +1,7 @@
 //! Schemas of custom resources: reading them, checking them, and what they do to objects.
 
 use coxswain_api::codec::json;
-use coxswain_api::field::Path;
+use coxswain_api::field::{ErrorList, Path};
 use coxswain_api::structural::{self, Structural};
 use coxswain_api::{apply, defaults};
 
@@ -9,7 +9,9 @@ pub(crate) fn structural_schema(bytes: &[u8]) {
     let at = bytes.iter().position(|b| *b == b'|').unwrap_or(bytes.len());
     let (schema, rest) = bytes.split_at(at);
     let Ok(schema) = json::decode_any(schema) else { return };
-    let refused = !structural::check(&schema.value, &Path::new("openAPIV3Schema")).is_empty();
+    let none = structural::Asks { rules: &|_, _| ErrorList::new(), metadata: &|_, _| ErrorList::new() };
+    let found = structural::check(&schema.value, &Path::new("openAPIV3Schema"), &none);
+    let refused = !found.is_structural() || !found.parts.is_empty();
     let parsed = Structural::parse(&schema.value);
     let typed = parsed.to_struct();
     if refused {
@@ -30,7 +32,8 @@ pub(crate) fn structural_schema(bytes: &[u8]) {
     defaults::apply(&mut object, &typed);
     assert_eq!(object, once, "defaults change something the second time");
     parsed.drop_nulls(&mut object);
-    let _ = (parsed.validate(&object), parsed.validate_lists(&object), parsed.validate_embedded(&object));
+    let _ =
+        (parsed.validate(&object), parsed.validate_lists(&object), parsed.validate_embedded(&object, none.metadata));
     if apply::validate(&object, &typed).is_empty() {
         let fields = apply::to_field_set(&object, &typed);
         let merged = apply::merge(&object, &object, &typed);

@@ -1,80 +1,192 @@
 //! The formats of strings that are checked (upstream: `kube-openapi/pkg/validation/strfmt`). Others are ignored.
 
-use base64::Engine;
+use crate::go_regex;
 use regex::Regex;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use serde_json::Value;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::OnceLock;
 
+/// The formats of texts, without their dashes: upstream takes `date-time` and `datetime` for one.
+const TEXTS: [&str; 26] = [
+    "bsonobjectid",
+    "byte",
+    "cidr",
+    "creditcard",
+    "date",
+    "datetime",
+    "duration",
+    "email",
+    "hexcolor",
+    "hostname",
+    "ipv4",
+    "ipv6",
+    "isbn",
+    "isbn10",
+    "isbn13",
+    "k8slongname",
+    "k8sshortname",
+    "mac",
+    "password",
+    "rgbcolor",
+    "ssn",
+    "uri",
+    "uuid",
+    "uuid3",
+    "uuid4",
+    "uuid5",
+];
+
+/// The format as far as anything is known of it for this type, or nothing.
+pub fn supported<'f>(ty: &str, format: &'f str) -> &'f str {
+    let known = match ty {
+        "" | "string" => is_known(format),
+        "integer" => matches!(format, "int32" | "int64"),
+        "number" => matches!(format, "float" | "double"),
+        _ => false,
+    };
+    if known { format } else { "" }
+}
+
+/// Whether a format of texts is known.
+pub(super) fn is_known(format: &str) -> bool {
+    !format.is_empty() && TEXTS.contains(&&*format.replace('-', ""))
+}
+
+/// Adds the formats that nothing is known of, in a schema and all within it, in the order in which upstream meets them.
+pub fn unrecognized(schema: &Value, found: &mut Vec<String>) {
+    let (format, ty) = (schema["format"].as_str().unwrap_or_default(), schema["type"].as_str().unwrap_or_default());
+    if !format.is_empty() && supported(ty, format).is_empty() {
+        found.push(format.to_owned());
+    }
+    let mut each = |value: &Value| match value {
+        Value::Object(_) => unrecognized(value, found),
+        Value::Array(items) => items.iter().for_each(|s| unrecognized(s, found)),
+        _ => {}
+    };
+    for name in ["items", "allOf", "anyOf", "oneOf", "not"] {
+        each(&schema[name]);
+    }
+    schema["properties"].as_object().into_iter().flatten().for_each(|(_, s)| each(s));
+    each(&schema["additionalProperties"]);
+}
+
 pub(super) fn fits(format: &str, text: &str) -> bool {
-    // Upstream takes `date-time` and `datetime` for one.
+    static HOSTNAME: Pattern = Pattern(
+        r"^([a-zA-Z0-9\p{S}\p{L}]((-?[a-zA-Z0-9\p{S}\p{L}]{0,62})?)|([a-zA-Z0-9\p{S}\p{L}](([a-zA-Z0-9-\p{S}\p{L}]{0,61}[a-zA-Z0-9\p{S}\p{L}])?)(\.)){1,}([a-zA-Z\p{L}]){2,63})$",
+        OnceLock::new(),
+    );
+    static COLOR: Pattern = Pattern(
+        r"^rgb\(\s*(0|[1-9]\d?|1\d\d?|2[0-4]\d|25[0-5])\s*,\s*(0|[1-9]\d?|1\d\d?|2[0-4]\d|25[0-5])\s*,\s*(0|[1-9]\d?|1\d\d?|2[0-4]\d|25[0-5])\s*\)$",
+        OnceLock::new(),
+    );
+    static BASE64: Pattern = Pattern(
+        r"^(?:[A-Za-z0-9+\/]{4})*(?:[A-Za-z0-9+\/]{2}==|[A-Za-z0-9+\/]{3}=|[A-Za-z0-9+\/]{4})$",
+        OnceLock::new(),
+    );
+    static SSN: Pattern = Pattern(r"^\d{3}[- ]?\d{2}[- ]?\d{4}$", OnceLock::new());
     match format.replace('-', "").as_str() {
         "datetime" => date_time(text),
-        "date" => text.len() == 10 && jiff::civil::Date::strptime("%Y-%m-%d", text).is_ok(),
+        "date" => is_date(text),
         "duration" => duration(text),
-        "byte" => base64::prelude::BASE64_STANDARD.decode(text).is_ok(),
-        "ipv4" => text.parse::<Ipv4Addr>().is_ok(),
-        "ipv6" => text.parse::<Ipv6Addr>().is_ok(),
+        "byte" => BASE64.fits(text),
+        "ipv4" => text.contains('.') && sloppy_ip(text).is_some(),
+        "ipv6" => text.contains(':') && text.parse::<Ipv6Addr>().is_ok(),
         "cidr" => cidr(text),
         "mac" => mac(text),
         "email" => email(text),
-        "hostname" => hostname(text),
+        "hostname" => HOSTNAME.fits(text) && text.len() <= 255 && text.split('.').all(|label| label.len() <= 63),
         "uri" => uri(text),
         "uuid" => matches(uuid(""), text),
         "uuid3" => matches(uuid("3"), text),
         "uuid4" => matches(uuid("4"), text),
         "uuid5" => matches(uuid("5"), text),
         "bsonobjectid" => text.len() == 24 && text.bytes().all(|b| b.is_ascii_hexdigit()),
+        "isbn" => isbn10(text) || isbn13(text),
+        "isbn10" => isbn10(text),
+        "isbn13" => isbn13(text),
+        "creditcard" => credit_card(text),
+        "ssn" => text.len() == 11 && SSN.fits(text),
         "hexcolor" => {
             let digits = text.strip_prefix('#').unwrap_or(text);
             matches!(digits.len(), 3 | 6) && digits.bytes().all(|b| b.is_ascii_hexdigit())
         }
+        "rgbcolor" => COLOR.fits(text),
         "k8sshortname" => crate::names::dns1123_label(text, false).is_empty(),
         "k8slongname" => crate::names::dns1123_subdomain(text, false).is_empty(),
         _ => true,
     }
 }
 
-/// Adds the formats of strings that nothing is known of, in a schema and all within it.
-pub fn unrecognized(schema: &serde_json::Value, found: &mut Vec<String>) {
-    const KNOWN: [&str; 26] = [
-        "bsonobjectid",
-        "byte",
-        "cidr",
-        "creditcard",
-        "date",
-        "datetime",
-        "duration",
-        "email",
-        "hexcolor",
-        "hostname",
-        "ipv4",
-        "ipv6",
-        "isbn",
-        "isbn10",
-        "isbn13",
-        "k8slongname",
-        "k8sshortname",
-        "mac",
-        "password",
-        "rgbcolor",
-        "ssn",
-        "uri",
-        "uuid",
-        "uuid3",
-        "uuid4",
-        "uuid5",
-    ];
-    let format = schema["format"].as_str().unwrap_or_default();
-    if schema["type"] == "string" && !format.is_empty() && !KNOWN.contains(&&*format.replace('-', "")) {
-        found.push(format.to_owned());
+/// An expression that is compiled when it is first asked.
+struct Pattern(&'static str, OnceLock<Regex>);
+
+impl Pattern {
+    fn fits(&self, text: &str) -> bool {
+        self.1
+            .get_or_init(|| go_regex::compile(self.0).expect("the pattern of a format is an expression"))
+            .is_match(text)
     }
-    match schema {
-        serde_json::Value::Object(map) => {
-            map.iter().filter(|(key, _)| *key != "default").for_each(|(_, s)| unrecognized(s, found))
-        }
-        serde_json::Value::Array(items) => items.iter().for_each(|s| unrecognized(s, found)),
-        _ => {}
+}
+
+/// The digits of a number that may be written in groups.
+fn ungrouped(text: &str) -> Vec<u8> {
+    text.bytes().filter(|b| !matches!(b, b'-' | b' ' | b'\t' | b'\n' | b'\r' | 0x0c)).collect()
+}
+
+fn isbn10(text: &str) -> bool {
+    let digits = ungrouped(text);
+    let (Some((last, first)), 10) = (digits.split_last(), digits.len()) else { return false };
+    if !first.iter().all(u8::is_ascii_digit) || !(last.is_ascii_digit() || *last == b'X') {
+        return false;
     }
+    let last = if *last == b'X' { 10 } else { u32::from(last - b'0') };
+    let sum: u32 = (1..).zip(first).map(|(i, digit)| i * u32::from(digit - b'0')).sum();
+    (sum + 10 * last).is_multiple_of(11)
+}
+
+fn isbn13(text: &str) -> bool {
+    let digits = ungrouped(text);
+    if digits.len() != 13 || !digits.iter().all(u8::is_ascii_digit) {
+        return false;
+    }
+    let weighted = digits.iter().enumerate().map(|(i, digit)| [1, 3][i % 2] * u32::from(digit - b'0'));
+    weighted.sum::<u32>().is_multiple_of(10)
+}
+
+fn credit_card(text: &str) -> bool {
+    static NUMBERS: Pattern = Pattern(
+        r"^(?:4[0-9]{12}(?:[0-9]{3})?|5[1-5][0-9]{14}|6(?:011|5[0-9][0-9])[0-9]{12}|3[47][0-9]{13}|3(?:0[0-5]|[68][0-9])[0-9]{11}|(?:2131|1800|35\d{3})\d{11})$",
+        OnceLock::new(),
+    );
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    let sum: u32 = digits
+        .bytes()
+        .rev()
+        .enumerate()
+        .map(|(i, digit)| match (i % 2, u32::from(digit - b'0')) {
+            (1, digit) if digit > 4 => digit * 2 - 9,
+            (1, digit) => digit * 2,
+            (_, digit) => digit,
+        })
+        .sum();
+    NUMBERS.fits(&digits) && sum.is_multiple_of(10)
+}
+
+/// An address whose numbers may begin with zeros, as Go once read them.
+fn sloppy_ip(text: &str) -> Option<IpAddr> {
+    if text.contains(':') {
+        return text.parse().ok();
+    }
+    let parts: Vec<&str> = text.split('.').collect();
+    let plain: Option<Vec<String>> = parts
+        .iter()
+        .map(|part| {
+            let digits = part.trim_start_matches('0');
+            let digits = if digits.is_empty() && !part.is_empty() { "0" } else { digits };
+            digits.parse::<u8>().ok().filter(|_| !part.starts_with('+')).map(|n| n.to_string())
+        })
+        .collect();
+    plain?.join(".").parse().ok()
 }
 
 fn matches(regex: &Regex, text: &str) -> bool {
@@ -95,35 +207,48 @@ fn uuid(version: &str) -> &'static Regex {
     })
 }
 
-/// RFC 3339, or without an offset, as upstream's list of layouts has it.
-fn date_time(text: &str) -> bool {
-    if text.len() < 4 {
-        return false;
-    }
-    let upper = text.to_ascii_uppercase().replacen(' ', "T", 1);
-    crate::codec::gotime::parse(&upper, false).is_ok()
-        || crate::codec::gotime::parse(&format!("{upper}Z"), false).is_ok()
+fn is_date(text: &str) -> bool {
+    text.len() == 10 && jiff::civil::Date::strptime("%Y-%m-%d", text).is_ok()
 }
 
-/// Go's durations, and numbers with a word for days and weeks.
+/// RFC 3339, with letters of either case. An hour is at most 23, and a second at most 59.
+fn date_time(text: &str) -> bool {
+    static TIME: Pattern =
+        Pattern(r"^([0-9]{2}):([0-9]{2}):([0-9]{2})(.[0-9]+)?(z|([+-][0-9]{2}:[0-9]{2}))$", OnceLock::new());
+    let lower = text.to_lowercase();
+    let mut parts = lower.split('t');
+    let (Some(date), Some(time)) = (parts.next(), parts.next()) else { return false };
+    is_date(date) && TIME.fits(time) && &time[..2] <= "23" && &time[3..5] <= "59" && &time[6..8] <= "59"
+}
+
+/// Go's durations, and numbers with a word for the unit, of which the first letters count.
 fn duration(text: &str) -> bool {
     if crate::time::parse_duration(text).is_some() {
         return true;
     }
-    static WORDS: OnceLock<Regex> = OnceLock::new();
-    let words = WORDS.get_or_init(|| {
-        let units = "(?:ns|nano|us|µs|micro|ms|milli|s|sec|m|min|h|hr|hour|d|day|w|week|wk)s?";
-        Regex::new(&format!(r"^(?:\d+\s*{units}\s*)+$")).expect("the pattern of a duration is a regular expression")
+    const SHORT: [&str; 14] = ["ns", "us", "µs", "ms", "s", "m", "h", "hr", "d", "w", "wk", "nano", "micro", "milli"];
+    const LONG: [&str; 8] = ["nano", "micro", "milli", "sec", "min", "hour", "day", "week"];
+    static PARTS: OnceLock<Regex> = OnceLock::new();
+    let parts = PARTS.get_or_init(|| {
+        go_regex::compile(r"(\d+)\s*([A-Za-zµ]+)").expect("the pattern of a duration is an expression")
     });
-    words.is_match(text)
+    let mut found = false;
+    for part in parts.captures_iter(text) {
+        if part[1].parse::<i64>().is_err() {
+            return false;
+        }
+        let unit = part[2].to_lowercase();
+        found |= SHORT.contains(&&*unit) || LONG.iter().any(|word| unit.starts_with(word));
+    }
+    found
 }
 
 fn cidr(text: &str) -> bool {
     let Some((address, bits)) = text.split_once('/') else { return false };
-    let max = match address.parse::<IpAddr>() {
-        Ok(IpAddr::V4(_)) => 32,
-        Ok(IpAddr::V6(_)) => 128,
-        Err(_) => return false,
+    let max = match sloppy_ip(address) {
+        Some(IpAddr::V4(_)) => 32,
+        Some(IpAddr::V6(_)) => 128,
+        None => return false,
     };
     !bits.starts_with('+') && bits.parse::<u8>().is_ok_and(|bits| bits <= max)
 }
@@ -152,16 +277,6 @@ fn email(text: &str) -> bool {
     (is_atom(local) || (local.len() > 2 && local.starts_with('"') && local.ends_with('"'))) && is_atom(domain)
 }
 
-fn hostname(text: &str) -> bool {
-    let label = |l: &str| {
-        (1..=63).contains(&l.len())
-            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-            && !l.starts_with('-')
-            && !l.ends_with('-')
-    };
-    (1..=255).contains(&text.len()) && text.trim_end_matches('.').split('.').all(label)
-}
-
 /// An absolute URI, or an absolute path (upstream: `url.ParseRequestURI`).
 fn uri(text: &str) -> bool {
     if text.is_empty() || text.chars().any(|c| c.is_ascii_control() || c == ' ') {
@@ -173,8 +288,12 @@ fn uri(text: &str) -> bool {
     if text.starts_with('/') {
         return escapes;
     }
-    let Some((scheme, _)) = text.split_once(':') else { return false };
+    let Some((scheme, after)) = text.split_once(':') else { return false };
+    let authority = after.strip_prefix("//").map_or("", |after| after.split(['/', '?']).next().unwrap_or_default());
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let port = host.rsplit_once(':').filter(|(before, _)| !before.starts_with('[') || before.ends_with(']'));
     escapes
+        && port.is_none_or(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
         && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'))
 }

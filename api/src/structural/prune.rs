@@ -3,23 +3,79 @@
 
 use super::Structural;
 use crate::codec::{self, DecodeError};
+use crate::field::go_value;
 use crate::schema;
 use serde_json::{Map, Value};
 
 impl Structural {
-    /// Drops what the schema does not know from a whole object, its metadata included, and gives the paths of what was dropped,
-    /// sorted: strict decoding reports them as `unknown field "spec.x"`. Fails if metadata is not what metadata is.
+    /// Drops what the schema does not know from a whole object, its metadata included, and gives the paths of what was dropped:
+    /// strict decoding reports them as `unknown field "spec.x"`, those of the metadata first and those of embedded objects' last.
+    /// Fails if the type or the metadata of an object is not what they are.
     pub fn prune(&self, object: &mut Value) -> Result<Vec<String>, DecodeError> {
-        let mut pruner = Pruner::default();
-        pruner.prune(object, Some(self), true, String::new());
-        if let Some(error) = pruner.refused {
-            return Err(error);
+        let mut found = Vec::new();
+        if let Some(metadata) = object.get_mut("metadata") {
+            coerce_metadata(metadata, "metadata", &mut found)?;
         }
-        pruner.dropped.sort();
-        Ok(pruner.dropped)
+        let mut dropped = Vec::new();
+        prune(object, Some(self), true, "", &mut dropped);
+        dropped.sort();
+        found.append(&mut dropped);
+        self.coerce(object, "", true, &mut dropped)?;
+        dropped.sort();
+        found.append(&mut dropped);
+        Ok(found)
     }
 
-    /// Drops nulls where the schema allows none, after defaults had their chance.
+    /// Whether anything was dropped from a part of an object, such as a default.
+    pub fn prune_part(&self, value: &mut Value) -> bool {
+        let mut dropped = Vec::new();
+        prune(value, Some(self), self.embedded, "", &mut dropped);
+        !dropped.is_empty()
+    }
+
+    /// Looks at the type and the metadata of embedded objects, whose unknown fields go.
+    pub(super) fn coerce(
+        &self,
+        value: &mut Value,
+        path: &str,
+        is_root: bool,
+        dropped: &mut Vec<String>,
+    ) -> Result<(), DecodeError> {
+        match value {
+            Value::Object(map) => {
+                for (name, value) in map {
+                    let at = join(path, name);
+                    match name.as_str() {
+                        "apiVersion" | "kind" if self.embedded && !is_root && !value.is_string() => {
+                            let why = format!("{at}: Invalid value: {}: must be a string", go_value(value));
+                            return Err(DecodeError::Value(why));
+                        }
+                        "metadata" if self.embedded && !is_root => {
+                            let shown = go_value(value);
+                            coerce_metadata(value, &at, dropped)
+                                .map_err(|why| DecodeError::Value(format!("{at}: Invalid value: {shown}: {why}")))?;
+                        }
+                        _ => {}
+                    }
+                    if let Some(schema) = self.properties.get(name.as_str()) {
+                        schema.coerce(value, &at, false, dropped)?;
+                    } else if let Some(schema) = &self.additional {
+                        schema.coerce(value, &format!("{path}[{name}]"), false, dropped)?;
+                    }
+                }
+            }
+            Value::Array(items) => {
+                let Some(schema) = &self.items else { return Ok(()) };
+                for (i, item) in items.iter_mut().enumerate() {
+                    schema.coerce(item, &format!("{path}[{i}]"), false, dropped)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Drops nulls where the schema allows none, after defaults had their chance. Elements cannot go: they take their default.
     pub fn drop_nulls(&self, value: &mut Value) {
         match value {
             Value::Object(map) => {
@@ -28,18 +84,27 @@ impl Structural {
                     !(value.is_null() && known.is_some_and(|s| !s.nullable && s.default.is_none() && !s.says_nothing()))
                 });
                 for (name, value) in map.iter_mut() {
-                    if let Some(schema) = self.properties.get(name.as_str()).or(self.additional.as_deref()) {
+                    if let Some(schema) = self.properties.get(name.as_str()) {
                         schema.drop_nulls(value);
+                    } else if let Some(schema) = &self.additional {
+                        schema.fill_null(value);
                     }
                 }
             }
             Value::Array(items) => {
                 if let Some(schema) = &self.items {
-                    items.iter_mut().for_each(|item| schema.drop_nulls(item));
+                    items.iter_mut().for_each(|item| schema.fill_null(item));
                 }
             }
             _ => {}
         }
+    }
+
+    fn fill_null(&self, value: &mut Value) {
+        if let Some(default) = self.default.as_ref().filter(|_| value.is_null() && !self.nullable) {
+            value.clone_from(default);
+        }
+        self.drop_nulls(value);
     }
 
     /// `additionalProperties: true` stands for no schema at all.
@@ -52,64 +117,76 @@ fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// What pruning finds on its way.
-#[derive(Default)]
-struct Pruner {
-    dropped: Vec<String>,
-    refused: Option<DecodeError>,
+fn prune(value: &mut Value, schema: Option<&Structural>, is_object: bool, path: &str, dropped: &mut Vec<String>) {
+    let preserve = schema.is_some_and(|s| s.preserve_unknown);
+    match value {
+        Value::Object(map) => map.retain(|name, value| {
+            if is_object && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
+                return true;
+            }
+            let known = schema.and_then(|s| s.properties.get(name.as_str()).or(s.additional.as_deref()));
+            match known {
+                Some(known) => {
+                    let known = (!known.is_empty()).then_some(known);
+                    prune(value, known, known.is_some_and(|s| s.embedded), &join(path, name), dropped);
+                }
+                None if !preserve => dropped.push(join(path, name)),
+                None => {}
+            }
+            known.is_some() || preserve
+        }),
+        Value::Array(items) => {
+            let element = schema.and_then(|s| s.items.as_deref());
+            for (i, item) in items.iter_mut().enumerate() {
+                let path = format!("{path}[{i}]");
+                match element {
+                    // What may have unknown fields passes that on to the elements of its lists.
+                    _ if preserve => skip(item, element, &path, dropped),
+                    _ => prune(item, element, element.is_some_and(|s| s.embedded), &path, dropped),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
-impl Pruner {
-    fn prune(&mut self, value: &mut Value, schema: Option<&Structural>, root: bool, path: String) {
-        match value {
-            Value::Object(map) => {
-                let is_object = root || schema.is_some_and(|s| s.embedded);
-                let preserve = schema.is_some_and(|s| s.preserve_unknown);
-                if is_object && let Some(metadata) = map.get_mut("metadata") {
-                    self.prune_metadata(metadata, &join(&path, "metadata"));
+/// Keeps unknown fields, but looks into known ones.
+fn skip(value: &mut Value, schema: Option<&Structural>, path: &str, dropped: &mut Vec<String>) {
+    let Some(schema) = schema else { return };
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map.iter_mut() {
+                if schema.embedded && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
+                    continue;
                 }
-                map.retain(|name, value| {
-                    if is_object && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
-                        return true;
-                    }
-                    let known = schema.and_then(|s| s.properties.get(name.as_str()).or(s.additional.as_deref()));
-                    if known.is_some() {
-                        self.prune(value, known, false, join(&path, name));
-                    } else if !preserve {
-                        self.dropped.push(join(&path, name));
-                    }
-                    known.is_some() || preserve
-                });
-            }
-            Value::Array(items) => {
-                let element = schema.and_then(|s| s.items.as_deref());
-                // A list that nothing is said of is kept as it is where unknown fields are.
-                if element.is_none() && schema.is_some_and(|s| s.preserve_unknown) {
-                    return;
-                }
-                for (i, item) in items.iter_mut().enumerate() {
-                    self.prune(item, element, false, format!("{path}[{i}]"));
+                if let Some(known) = schema.properties.get(name.as_str()).or(schema.additional.as_deref()) {
+                    let known = (!known.is_empty()).then_some(known);
+                    prune(value, known, known.is_some_and(|s| s.embedded), &join(path, name), dropped);
                 }
             }
-            _ => {}
         }
+        Value::Array(items) => {
+            for (i, item) in items.iter_mut().enumerate() {
+                skip(item, schema.items.as_deref(), &format!("{path}[{i}]"), dropped);
+            }
+        }
+        _ => {}
     }
+}
 
-    /// Metadata is of a known type wherever it stands.
-    fn prune_metadata(&mut self, metadata: &mut Value, path: &str) {
-        let Some(schema) = schema::builtin().short("meta.v1.ObjectMeta") else { return };
-        match codec::json::decode_tree(metadata, schema) {
-            Ok(decoded) => {
-                for error in decoded.strict_errors {
-                    if let Some(name) = error.strip_prefix("unknown field \"").and_then(|e| e.strip_suffix('"')) {
-                        self.dropped.push(join(path, name));
-                    }
-                }
-                *metadata = if metadata.is_null() { Value::Object(Map::new()) } else { decoded.value };
-            }
-            Err(error) => {
-                self.refused.get_or_insert(error);
-            }
+/// Metadata is of a known type wherever it stands.
+fn coerce_metadata(metadata: &mut Value, path: &str, dropped: &mut Vec<String>) -> Result<(), DecodeError> {
+    let Some(schema) = schema::builtin().short("meta.v1.ObjectMeta") else { return Ok(()) };
+    if metadata.is_null() {
+        *metadata = Value::Object(Map::new());
+        return Ok(());
+    }
+    let decoded = codec::json::decode_tree(metadata, schema)?;
+    for error in decoded.strict_errors {
+        if let Some(name) = error.strip_prefix("unknown field \"").and_then(|e| e.strip_suffix('"')) {
+            dropped.push(join(path, name));
         }
     }
+    *metadata = decoded.value;
+    Ok(())
 }

@@ -1,256 +1,343 @@
 //! Validation of values (upstream: `kube-openapi/pkg/validation/validate` and its use in `apiserver/validation`).
+//!
+//! Upstream counts the checks that a value passed, and of alternatives that all failed it tells of the one that came
+//! furthest; so do we. What was wrong before and has not changed may stay wrong (upstream: ratcheting).
+
+mod numbers;
 
 use super::{Checks, Structural, formats};
-use crate::codec::json::go_float;
 use crate::field::{Error, ErrorKind, ErrorList, go_quote, go_value};
-use serde_json::{Number, Value};
+use serde_json::Value;
 
-/// What schema says of a value that it holds.
-struct Found<'a> {
-    errors: &'a mut ErrorList,
-    path: String,
+/// What was found at a value and below it.
+#[derive(Default)]
+struct Verdict {
+    errors: ErrorList,
+    /// How many checks it passed, as upstream counts.
+    passed: usize,
+}
+
+impl Verdict {
+    /// Takes what another found. What is told already is not told again.
+    fn merge(&mut self, other: Verdict) {
+        self.passed += other.passed;
+        other.errors.into_iter().for_each(|error| self.add(error));
+    }
+
+    fn add(&mut self, error: Error) {
+        let same =
+            |known: &Error| known.detail == error.detail && (!known.detail.is_empty() || known.field == error.field);
+        if !self.errors.iter().any(same) {
+            self.errors.push(error);
+        }
+    }
+
+    /// What came of one check.
+    fn check(&mut self, found: Option<Error>) {
+        match found {
+            Some(error) => self.add(error),
+            None => self.passed += 1,
+        }
+    }
+}
+
+/// A complaint about the field at a path, which is empty at the root.
+fn at(kind: ErrorKind, path: &str, bad_value: Option<String>, detail: String) -> Error {
+    let field = if path.is_empty() { "<nil>".to_owned() } else { path.to_owned() };
+    Error { kind, field, bad_value, detail }
+}
+
+/// A complaint that upstream ties to no field.
+fn loose(detail: String) -> Error {
+    at(ErrorKind::Invalid, "", Some("\"\"".into()), detail)
+}
+
+fn should(path: &str, bad_value: String, what: &str) -> Error {
+    at(ErrorKind::Invalid, path, Some(bad_value), format!("{path} in body should {what}"))
+}
+
+fn of_type(path: &str, wanted: &str, is: &str) -> Error {
+    let is = go_quote(is);
+    let detail = format!("{path} in body must be of type {wanted}: {is}");
+    at(ErrorKind::TypeInvalid, path, Some(is), detail)
+}
+
+fn child(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 impl Structural {
     /// Everything that is wrong with a whole object, its types included. Lists that are sets or maps, embedded objects and CEL
     /// are checked elsewhere.
     pub fn validate(&self, object: &Value) -> ErrorList {
-        let mut errors = ErrorList::new();
-        self.value(object, "", &mut errors);
+        self.value(object, None, "").errors
+    }
+
+    /// The same of an object that replaces another.
+    pub fn validate_update(&self, object: &Value, old: &Value) -> ErrorList {
+        self.value(object, Some(old), "").errors
+    }
+
+    /// The same of a value that is somewhere. Messages speak of it as if it stood on its own.
+    pub fn validate_part(&self, value: &Value, old: Option<&Value>, at: &str) -> ErrorList {
+        let mut errors = self.value(value, old, "").errors;
+        for error in &mut errors {
+            error.field = match error.field.as_str() {
+                "<nil>" => at.to_owned(),
+                field if field.starts_with('[') => format!("{at}{field}"),
+                field => format!("{at}.{field}"),
+            };
+        }
         errors
     }
 
-    /// What is wrong with a value that stands on its own, such as a default.
-    pub fn is_valid(&self, value: &Value) -> bool {
-        self.validate(value).is_empty()
+    fn value(&self, value: &Value, old: Option<&Value>, path: &str) -> Verdict {
+        let found = self.value_as_new(value, old, path);
+        if !found.errors.is_empty() && old == Some(value) {
+            return Verdict { errors: ErrorList::new(), passed: found.passed };
+        }
+        found
     }
 
-    fn value(&self, value: &Value, path: &str, errors: &mut ErrorList) {
-        let mut found = Found { errors, path: path.to_owned() };
-        self.types(value, &mut found);
+    fn value_as_new(&self, value: &Value, old: Option<&Value>, path: &str) -> Verdict {
+        let mut found = Verdict::default();
+        let checks = &self.checks;
         if value.is_null() {
-            if !self.nullable {
-                self.checks.allowed(value, &mut found);
-            }
-            return;
+            found.check(self.wrong_type(value, path));
+            found.errors.extend(checks.not_allowed(value, path));
+            return found;
         }
-        self.checks.alternatives(value, &mut found);
+        if !self.ty.is_empty() || self.int_or_string || !checks.format.is_empty() {
+            found.check(self.wrong_type(value, path));
+            found.passed += 1;
+        }
+        found.merge(self.alternatives(value, old, path));
+        found.passed += 1;
         match value {
-            Value::String(text) => self.checks.text(text, &mut found),
-            Value::Number(number) => self.checks.number(number, &self.ty, self.int_or_string, &mut found),
-            Value::Array(items) => {
-                self.checks.counts(items.len(), self.checks.min_items, self.checks.max_items, "items", &mut found);
-                if let Some(schema) = &self.items {
-                    for (i, item) in items.iter().enumerate() {
-                        schema.value(item, &format!("{path}[{i}]"), found.errors);
-                    }
+            Value::String(text) => {
+                found.errors.extend(checks.text(text, path));
+                found.passed += 1;
+                if formats::is_known(&checks.format) {
+                    found.errors.extend(checks.bad_format(text, path));
+                    found.passed += 1;
                 }
+            }
+            Value::Number(number) => {
+                let ty = if self.int_or_string { "" } else { &*self.ty };
+                numbers::check(checks, number, ty, path).into_iter().for_each(|error| found.add(error));
+                found.passed += 2;
+            }
+            Value::Array(items) => {
+                self.items(items, old, path, &mut found);
+                found.passed += 2;
             }
             _ => {}
         }
-        self.checks.allowed(value, &mut found);
+        if !checks.allowed.is_empty() {
+            found.errors.extend(checks.not_allowed(value, path));
+        }
+        found.passed += 1;
         if let Value::Object(map) = value {
-            let checks = &self.checks;
-            checks.counts(map.len(), checks.min_properties, checks.max_properties, "properties", &mut found);
-            let child = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-            for name in checks.required.iter().filter(|name| !map.contains_key(&***name)) {
-                found.add_at(ErrorKind::Required, child(name), None, String::new());
+            self.members(map, old, path, &mut found);
+            found.passed += 1;
+        }
+        found.passed += 1;
+        found
+    }
+
+    fn items(&self, items: &[Value], old: Option<&Value>, path: &str, found: &mut Verdict) {
+        if let Some(schema) = &self.items {
+            for (i, item) in items.iter().enumerate() {
+                let old = old.and_then(|old| self.former_item(item, old));
+                found.merge(schema.value(item, old, &format!("{path}[{i}]")));
             }
-            for (name, value) in map {
-                if let Some(schema) = self.properties.get(name.as_str()).or(self.additional.as_deref()) {
-                    schema.value(value, &child(name), found.errors);
-                }
+        }
+        let (count, checks) = (items.len() as i64, &self.checks);
+        if let Some(min) = checks.min_items.filter(|min| count < *min) {
+            found.add(should(path, count.to_string(), &format!("have at least {min} items")));
+        }
+        if let Some(max) = checks.max_items.filter(|max| count > *max) {
+            found.add(too_many(path, count, max));
+        }
+    }
+
+    /// The element that an element was, told by its keys.
+    pub fn former_item<'o>(&self, item: &Value, old: &'o Value) -> Option<&'o Value> {
+        let old = old.as_array().filter(|_| &*self.list_type == "map")?;
+        old.iter().find(|old| self.list_map_keys.iter().all(|key| old.get(&**key) == item.get(&**key)))
+    }
+
+    fn members(&self, map: &serde_json::Map<String, Value>, old: Option<&Value>, path: &str, found: &mut Verdict) {
+        let (count, checks) = (map.len() as i64, &self.checks);
+        if let Some(min) = checks.min_properties.filter(|min| count < *min) {
+            found.add(should(path, count.to_string(), &format!("have at least {min} properties")));
+        }
+        if let Some(max) = checks.max_properties.filter(|max| count > *max) {
+            found.add(too_many(path, count, max));
+        }
+        // The members of a map that is replaced as a whole have no former selves.
+        let old = old.filter(|_| &*self.map_type != "atomic");
+        for (name, value) in map {
+            if self.properties.contains_key(name.as_str()) {
+                continue;
+            }
+            if self.no_others {
+                let detail = format!("{path}.{name} in body is a forbidden property");
+                found.add(at(ErrorKind::Invalid, path, Some(go_quote(name)), detail));
+            } else if let Some(schema) = &self.additional {
+                let old = old.and_then(|old| old.get(name));
+                found.merge(schema.value(value, old, &child(path, name)));
             }
         }
-    }
-
-    fn types(&self, value: &Value, found: &mut Found) {
-        let wanted = match (&*self.ty, self.int_or_string) {
-            (_, true) => "integer,string",
-            ("", _) => return,
-            (ty, _) => ty,
-        };
-        let is = match value {
-            Value::Null if self.nullable => return,
-            Value::Null => "null",
-            Value::Bool(_) => "boolean",
-            Value::String(_) => "string",
-            Value::Array(_) => "array",
-            Value::Object(_) => "object",
-            Value::Number(n) if is_integer(n) => "integer",
-            Value::Number(_) => "number",
-        };
-        if wanted.split(',').any(|w| w == is || (w == "number" && is == "integer")) {
-            return;
-        }
-        let detail = format!("{} in body must be of type {wanted}: {}", found.path, go_quote(is));
-        found.add(ErrorKind::TypeInvalid, go_quote(is), detail);
-    }
-}
-
-fn is_integer(n: &Number) -> bool {
-    n.is_i64() || n.is_u64() || n.as_f64().is_some_and(|f| f.fract() == 0.0)
-}
-
-impl Found<'_> {
-    fn add(&mut self, kind: ErrorKind, bad_value: String, detail: String) {
-        let path = if self.path.is_empty() { "<nil>".to_owned() } else { self.path.clone() };
-        self.add_at(kind, path, Some(bad_value), detail);
-    }
-
-    fn add_at(&mut self, kind: ErrorKind, field: String, bad_value: Option<String>, detail: String) {
-        self.errors.push(Error { kind, field, bad_value, detail });
-    }
-
-    /// A complaint that upstream ties to no field.
-    fn add_loose(&mut self, detail: String) {
-        self.add_at(ErrorKind::Invalid, "<nil>".into(), Some("\"\"".into()), detail);
-    }
-
-    fn should(&mut self, bad_value: String, what: &str) {
-        let detail = format!("{} in body should {what}", self.path);
-        self.add(ErrorKind::Invalid, bad_value, detail);
-    }
-}
-
-impl Checks {
-    fn text(&self, text: &str, found: &mut Found) {
-        let length = text.chars().count() as i64;
-        if let Some(max) = self.max_length.filter(|max| length > *max) {
-            let detail = format!("may not be more than {max} {}", if max == 1 { "byte" } else { "bytes" });
-            let path = found.path.clone();
-            found.add_at(ErrorKind::TooLong, path, None, detail);
-        }
-        if let Some(min) = self.min_length.filter(|min| length < *min) {
-            found.should(go_quote(text), &format!("be at least {min} chars long"));
-        }
-        if let Some(pattern) = &self.pattern
-            && !pattern.fits(text)
-        {
-            found.should(go_quote(text), &format!("match '{}'", pattern.source));
-        }
-        if !self.format.is_empty() && !formats::fits(&self.format, text) {
-            let quoted = go_quote(text);
-            let detail = format!("{} in body must be of type {}: {quoted}", found.path, self.format);
-            found.add(ErrorKind::TypeInvalid, quoted, detail);
-        }
-    }
-
-    fn number(&self, number: &Number, ty: &str, int_or_string: bool, found: &mut Found) {
-        let Some(n) = number.as_f64() else { return };
-        let shown = go_value(&Value::Number(number.clone()));
-        if ty == "integer" && !int_or_string {
-            let fits = match &*self.format {
-                "int32" => n >= f64::from(i32::MIN) && n <= f64::from(i32::MAX),
-                "uint32" => n >= 0.0 && n <= f64::from(u32::MAX),
-                "uint64" => n >= 0.0,
-                _ => true,
-            };
-            if !is_integer(number) || !fits {
-                let format = match &*self.format {
-                    "" => "(default format)".to_owned(),
-                    format => format!("with format {format}"),
-                };
-                found.add_loose(format!("Checked value must be of type integer {format} in {}", found.path));
+        for (name, schema) in &self.properties {
+            if let Some(value) = map.get(&**name) {
+                let old = old.and_then(|old| old.get(&**name));
+                found.merge(schema.value(value, old, &child(path, name)));
             }
-        } else if ty == "number" && &*self.format == "float" && n.abs() > f64::from(f32::MAX) {
-            found.add_loose(format!("Checked value must be of type number with format float in {}", found.path));
         }
-        if let Some(factor) = self.multiple_of.filter(|f| *f > 0.0 && (n / f).fract() != 0.0) {
-            found.should(shown.clone(), &format!("be a multiple of {}", go_number(factor)));
-        }
-        if let Some(max) = self.maximum
-            && (n > max || (self.exclusive_maximum && n == max))
-        {
-            let or_equal = if self.exclusive_maximum { "" } else { " or equal to" };
-            found.should(shown.clone(), &format!("be less than{or_equal} {}", go_number(max)));
-        }
-        if let Some(min) = self.minimum
-            && (n < min || (self.exclusive_minimum && n == min))
-        {
-            let or_equal = if self.exclusive_minimum { "" } else { " or equal to" };
-            found.should(shown, &format!("be greater than{or_equal} {}", go_number(min)));
+        for name in checks.required.iter().filter(|name| !map.contains_key(&***name)) {
+            found.add(at(ErrorKind::Required, &child(path, name), None, String::new()));
         }
     }
 
-    fn counts(&self, count: usize, min: Option<i64>, max: Option<i64>, what: &str, found: &mut Found) {
-        let count = count as i64;
-        if let Some(min) = min.filter(|min| count < *min) {
-            found.should(count.to_string(), &format!("have at least {min} {what}"));
-        }
-        if let Some(max) = max.filter(|max| count > *max) {
-            let detail = format!("must have at most {max} {}", if max == 1 { "item" } else { "items" });
-            found.add(ErrorKind::TooMany, count.to_string(), detail);
-        }
-    }
-
-    fn allowed(&self, value: &Value, found: &mut Found) {
-        let same = |a: &Value| match (a, value) {
-            (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
-            (a, b) => a == b,
+    fn wrong_type(&self, value: &Value, path: &str) -> Option<Error> {
+        let wanted: &[&str] = match (&*self.ty, self.int_or_string) {
+            (_, true) => &["integer", "string"],
+            ("", _) => &[],
+            (ty, _) => &[ty],
         };
-        if self.allowed.is_empty() || self.allowed.iter().any(same) {
-            return;
-        }
-        let text = |v: &Value| match v {
-            Value::String(s) => go_quote(s),
-            other => go_quote(&other.to_string()),
+        let format = &*self.checks.format;
+        // What Go's type of a value is called as a format.
+        let (is, own_format) = match value {
+            Value::Null if self.nullable || wanted.is_empty() => return None,
+            Value::Null => return Some(of_type(path, &wanted.join(","), "null")),
+            Value::Bool(_) => ("boolean", ""),
+            Value::String(_) => ("string", ""),
+            Value::Array(_) => ("array", ""),
+            Value::Object(_) => ("object", ""),
+            Value::Number(n) if n.is_i64() => ("integer", "int64"),
+            Value::Number(_) => ("number", "float64"),
         };
-        let supported: Vec<String> = self.allowed.iter().map(text).collect();
-        found.add(ErrorKind::NotSupported, go_value(value), format!("supported values: {}", supported.join(", ")));
+        let wants = |ty: &str| wanted.contains(&ty);
+        let is_whole = is == "number" && wants("integer") && value.as_f64().is_some_and(numbers::is_whole);
+        let fits = wants(is) || is_whole || is == "integer" && wants("number");
+        let is_text = matches!(is, "string" | "array");
+        if !is_text && !format.is_empty() && !fits && own_format != format {
+            return Some(of_type(path, format, own_format));
+        }
+        if !wants("number") && !wants("integer") && !format.is_empty() && is_text {
+            return None;
+        }
+        (!fits).then(|| of_type(path, &wanted.join(","), is))
     }
 
     /// `allOf`, `anyOf`, `oneOf` and `not`.
-    fn alternatives(&self, value: &Value, found: &mut Found) {
-        let name = go_quote(&found.path);
-        let try_one = |schema: &Structural, path: &str| {
-            let mut errors = ErrorList::new();
-            schema.value(value, path, &mut errors);
-            errors
-        };
-        if !self.any_of.is_empty() {
-            let tried: Vec<ErrorList> = self.any_of.iter().map(|s| try_one(s, &found.path)).collect();
-            if !tried.iter().any(Vec::is_empty) {
-                found.add_loose(format!("{name} must validate at least one schema (anyOf)"));
-                found.errors.extend(tried.into_iter().next().unwrap_or_default());
-            }
-        }
-        if !self.one_of.is_empty() {
-            let tried: Vec<ErrorList> = self.one_of.iter().map(|s| try_one(s, &found.path)).collect();
-            let valid = tried.iter().filter(|errors| errors.is_empty()).count();
-            if valid != 1 {
-                let how_many =
-                    if valid == 0 { "Found none valid".into() } else { format!("Found {valid} valid alternatives") };
-                found.add_loose(format!("{name} must validate one and only one schema (oneOf). {how_many}"));
-                if valid == 0 {
-                    found.errors.extend(tried.into_iter().next().unwrap_or_default());
+    fn alternatives(&self, value: &Value, old: Option<&Value>, path: &str) -> Verdict {
+        let mut found = Verdict { errors: ErrorList::new(), passed: 1 };
+        let name = go_quote(path);
+        let checks = &self.checks;
+        if !checks.any_of.is_empty() {
+            let mut best: Option<Verdict> = None;
+            for schema in &checks.any_of {
+                let tried = schema.value(value, old, path);
+                let fits = tried.errors.is_empty();
+                if fits || best.as_ref().is_none_or(|best| tried.passed > best.passed) {
+                    best = Some(tried);
+                }
+                if fits {
+                    break;
                 }
             }
+            if best.as_ref().is_some_and(|best| !best.errors.is_empty()) {
+                found.add(loose(format!("{name} must validate at least one schema (anyOf)")));
+            }
+            best.into_iter().for_each(|best| found.merge(best));
         }
-        if !self.all_of.is_empty() {
-            let tried: Vec<ErrorList> = self.all_of.iter().map(|s| try_one(s, &found.path)).collect();
-            let valid = tried.iter().filter(|errors| errors.is_empty()).count();
-            if valid != tried.len() {
-                let none = if valid == 0 { ". None validated" } else { "" };
-                let complaint = format!("{name} must validate all the schemas (allOf){none}");
-                found.errors.extend(tried.into_iter().flatten());
-                found.add_loose(complaint);
+        if !checks.one_of.is_empty() {
+            let (mut first, mut best, mut valid) = (None, None::<Verdict>, 0);
+            for schema in &checks.one_of {
+                let tried = schema.value(value, old, path);
+                if tried.errors.is_empty() {
+                    valid += 1;
+                    best = None;
+                    first.get_or_insert(tried);
+                } else if valid == 0 && best.as_ref().is_none_or(|best| tried.passed > best.passed) {
+                    best = Some(tried);
+                }
+            }
+            if valid == 1 {
+                first.into_iter().for_each(|first| found.merge(first));
+            } else {
+                let how_many =
+                    if valid == 0 { "Found none valid".into() } else { format!("Found {valid} valid alternatives") };
+                found.add(loose(format!("{name} must validate one and only one schema (oneOf). {how_many}")));
+                best.into_iter().for_each(|best| found.merge(best));
             }
         }
-        if let Some(schema) = &self.not
-            && try_one(schema, &found.path).is_empty()
-        {
-            found.add_loose(format!("{name} must not validate the schema (not)"));
+        if !checks.all_of.is_empty() {
+            let mut valid = 0;
+            for schema in &checks.all_of {
+                let tried = schema.value(value, old, path);
+                valid += usize::from(tried.errors.is_empty());
+                found.merge(tried);
+            }
+            if valid != checks.all_of.len() {
+                let none = if valid == 0 { ". None validated" } else { "" };
+                found.add(loose(format!("{name} must validate all the schemas (allOf){none}")));
+            }
         }
+        if let Some(schema) = &checks.not
+            && schema.value(value, old, path).errors.is_empty()
+        {
+            found.add(loose(format!("{name} must not validate the schema (not)")));
+        }
+        found
     }
 }
 
-/// A number as Go's `%v` prints it.
-fn go_number(n: f64) -> String {
-    if n != 0.0 && n.abs() < 1e-4 {
-        let text = format!("{n:e}");
-        let (digits, exponent) = text.split_once("e-").unwrap_or((&text, "0"));
-        return format!("{digits}e-{exponent:0>2}");
+fn too_many(path: &str, count: i64, max: i64) -> Error {
+    let detail = format!("must have at most {max} {}", if max == 1 { "item" } else { "items" });
+    at(ErrorKind::TooMany, path, Some(count.to_string()), detail)
+}
+
+impl Checks {
+    /// Only the first of what is wrong with a text is told.
+    fn text(&self, text: &str, path: &str) -> Option<Error> {
+        let length = text.chars().count() as i64;
+        if let Some(max) = self.max_length.filter(|max| length > *max) {
+            let detail = format!("may not be more than {max} {}", if max == 1 { "byte" } else { "bytes" });
+            return Some(at(ErrorKind::TooLong, path, None, detail));
+        }
+        if let Some(min) = self.min_length.filter(|min| length < *min) {
+            return Some(should(path, go_quote(text), &format!("be at least {min} chars long")));
+        }
+        let pattern = self.pattern.as_ref().filter(|pattern| !pattern.fits(text))?;
+        Some(should(path, go_quote(text), &format!("match '{}'", pattern.source)))
     }
-    go_float(n)
+
+    fn bad_format(&self, text: &str, path: &str) -> Option<Error> {
+        (!formats::fits(&self.format, text)).then(|| of_type(path, &self.format, text))
+    }
+
+    fn not_allowed(&self, value: &Value, path: &str) -> Option<Error> {
+        // A number is turned into the type of the number that it is held against, as Go does.
+        let same = |a: &Value| match (a, value) {
+            (_, Value::Null) => false,
+            (Value::Number(a), Value::Number(b)) => match a.as_i64() {
+                Some(a) => b.as_i64().or_else(|| b.as_f64().map(|f| f as i64)) == Some(a),
+                None => a.as_f64() == b.as_f64(),
+            },
+            (a, b) => a == b,
+        };
+        if self.allowed.is_empty() || self.allowed.iter().any(same) {
+            return None;
+        }
+        let text = |v: &Value| match v {
+            Value::String(s) => go_quote(s),
+            other => go_quote(&go_value(other)),
+        };
+        let supported: Vec<String> = self.allowed.iter().map(text).collect();
+        let detail = format!("supported values: {}", supported.join(", "));
+        Some(at(ErrorKind::NotSupported, path, Some(go_value(value)), detail))
+    }
 }

@@ -26,17 +26,23 @@ impl Front {
             return page_not_found();
         }
         let Some(served) = index.get(&info.group, &info.version, &info.resource).cloned() else {
-            return refusal(&Status::page_not_found(), accepted);
+            // What is defined answers for its groups on its own, and not as routes of ours do.
+            let custom = index.is_custom_group(&info.group);
+            return if custom { page_not_found() } else { refusal(&Status::page_not_found(), accepted) };
         };
         drop(index);
         let action = match action(&served, &incoming) {
             Ok(action) => action,
+            Err(status) if served.custom && status.is_not_found() => return page_not_found(),
             Err(status) => return refusal(&status, accepted),
         };
         let acceptable = negotiate::accept(&incoming.headers, &incoming.query, served.custom).is_ok();
-        if let Some(text) = crate::registry::builtin::deprecation(&served.ty).filter(|_| acceptable) {
+        let deprecation = crate::registry::builtin::deprecation(&served.ty).or(served.strategy.deprecation());
+        if let Some(text) = deprecation.filter(|_| acceptable) {
             incoming.ctx.warnings.add(text);
-            self.metrics.note_deprecated(&info);
+            if !served.custom {
+                self.metrics.note_deprecated(&info);
+            }
         }
         let result = match action {
             Action::Connect => return self.connect(served, incoming).await,

@@ -51,7 +51,8 @@ pub(super) fn object(call: &Call, options: &WriteOptions, shape: Shape<'_>) -> R
     // Evictions were served in an older version, which clients still send.
     let old_eviction = (group, version, kind, shape.kind) == ("policy", "v1beta1", "Eviction", "Eviction");
     let known = old_eviction || (group, version, kind) == (&shape.version.group, &shape.version.version, shape.kind);
-    if !known && call.served.custom && call.is_whole() {
+    let unstated = stated.api_version.is_empty() && !stated.kind.is_empty();
+    if (!known || unstated) && call.served.custom && call.is_whole() {
         return Err(wrong_custom(call, options, format, &stated, kind, shape));
     }
     if !known {

@@ -6,7 +6,7 @@ use super::update::{Change, UpdateRules, check_name, reset_fields};
 use super::{convert, decode, managed_fields, metadata};
 use async_trait::async_trait;
 use coxswain_api::codec::{self, DecodeError, Format};
-use coxswain_api::field::{Error, Path};
+use coxswain_api::field::{Error, Path, go_quote};
 use coxswain_api::{Map, Status, Value, json, patch};
 use http::header::CONTENT_TYPE;
 
@@ -136,7 +136,18 @@ impl Patch {
         } else {
             Map::new()
         };
-        let decoded = codec::json::decode_tree(&patched, shape.schema);
+        let custom = call.strategy().structural().filter(|_| call.is_whole());
+        let decoded = match custom {
+            Some(structural) => {
+                let mut value = patched.clone();
+                let unknown = structural.prune(&mut value);
+                unknown.map(|unknown| {
+                    let strict_errors = unknown.into_iter().map(|path| format!("unknown field {}", go_quote(&path)));
+                    codec::Decoded { value, strict_errors: strict_errors.collect() }
+                })
+            }
+            None => codec::json::decode_tree(&patched, shape.schema),
+        };
         let refused = |why: String, unchanged: Map<String, Value>| {
             let shown = match self.kind {
                 PatchKind::Strategic => patch::go_print(&self.value),
@@ -170,6 +181,9 @@ impl Patch {
             _ => {}
         }
         let mut object = with(decoded.value, unchanged);
+        if custom.is_some() {
+            check_type(&object, shape)?;
+        }
         decode::stamp(&mut object, shape);
         Ok(object)
     }
@@ -255,6 +269,16 @@ impl Pipeline {
         let (outcome, created) = self.change(call, call.name(), &rules, &patch).await?;
         Ok(Reply { code: if created { 201 } else { 200 }, content: outcome.content() })
     }
+}
+
+/// A patch must not make another kind of object of a custom one.
+fn check_type(object: &Value, shape: Shape<'_>) -> Result<(), Status> {
+    let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
+    let wanted = [("apiVersion", shape.version.api_version()), ("kind", shape.kind.to_owned())];
+    let wrong = wanted.into_iter().find(|(field, wanted)| text(field) != wanted);
+    let Some((field, wanted)) = wrong else { return Ok(()) };
+    let error = Error::invalid(&Path::root().child_named(field), text(field), format!("must be {wanted}"));
+    Err(Status::invalid(&shape.version.group, text("kind"), metadata::text(object, "name"), &[error]))
 }
 
 fn with(mut tree: Value, fields: Map<String, Value>) -> Value {

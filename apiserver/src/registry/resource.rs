@@ -68,6 +68,11 @@ pub trait Resource: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The warning that every request for the version earns, if it is deprecated by its definition.
+    fn deprecation(&self) -> Option<&str> {
+        None
+    }
+
     /// How `metadata.name` is checked: returns what is wrong with it, in upstream's words. `prefix` means that it is a
     /// `generateName`.
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {

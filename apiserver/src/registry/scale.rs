@@ -159,6 +159,8 @@ impl Change for ScaleChange<'_> {
         }
         let mut object = live.into_owned();
         match metadata::text(&scale, "resourceVersion") {
+            // The scale of a custom resource may be replaced whatever its version.
+            "" if call.served.custom => {}
             "" => metadata::remove(&mut object, "resourceVersion"),
             version => metadata::set(&mut object, "resourceVersion", version),
         }

@@ -4,6 +4,7 @@
 use super::{Found, format, no_overload};
 use crate::eval::Error;
 use crate::value::{Text, Value};
+use coxswain_api::go_regex;
 use parking_lot::Mutex;
 use regex::Regex;
 use std::collections::HashMap;
@@ -18,10 +19,7 @@ fn regex(source: &str) -> Result<Arc<Regex>, Error> {
     if let Some(known) = REGEXES.lock().get(source) {
         return Ok(known.clone());
     }
-    let made = Arc::new(
-        Regex::new(source)
-            .map_err(|_| Error::new(format!("error parsing regexp: invalid regular expression: `{source}`")))?,
-    );
+    let made = Arc::new(go_regex::compile(source).map_err(Error::new)?);
     let mut known = REGEXES.lock();
     if known.len() >= REGEXES_MAX {
         known.clear();
@@ -92,8 +90,14 @@ fn out_of_range<'a>(at: i64) -> Found<'a> {
 
 fn index_of<'a>(text: &str, part: &str, from: i64) -> Found<'a> {
     let length = text.chars().count() as i64;
-    if from < 0 || from > length {
+    if part.is_empty() {
+        return Ok(Value::Int(from));
+    }
+    if from < 0 {
         return out_of_range(from);
+    }
+    if from >= length {
+        return Ok(Value::Int(-1));
     }
     let start = text.char_indices().nth(from as usize).map_or(text.len(), |(at, _)| at);
     let found = text[start..].find(part).map(|at| from + text[start..start + at].chars().count() as i64);
@@ -103,9 +107,13 @@ fn index_of<'a>(text: &str, part: &str, from: i64) -> Found<'a> {
 fn last_index_of<'a>(text: &str, part: &str, from: Option<i64>) -> Found<'a> {
     let length = text.chars().count() as i64;
     if let Some(from) = from
-        && (from < 0 || from >= length.max(1))
+        && (part.is_empty() || from < 0 || from >= length)
     {
-        return out_of_range(from);
+        return match from {
+            _ if part.is_empty() => Ok(Value::Int(from)),
+            0.. => Ok(Value::Int(-1)),
+            _ => out_of_range(from),
+        };
     }
     // What begins at `from` may reach beyond it.
     let reach = match from {

@@ -82,7 +82,7 @@ pub(super) fn of_duration<'a>(name: &str, nanos: i64) -> Found<'a> {
         "getHours" => nanos / (3600 * SECOND),
         "getMinutes" => nanos / (60 * SECOND),
         "getSeconds" => nanos / SECOND,
-        "getMilliseconds" => nanos / 1_000_000 % 1000,
+        "getMilliseconds" => nanos / 1_000_000,
         _ => return Err(Error::no_overload()),
     }))
 }

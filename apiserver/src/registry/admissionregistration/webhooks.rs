@@ -142,7 +142,7 @@ fn check_client(client: &View<'_>, errors: &mut ErrorList) {
     if url.exists() { check_url(&url, errors) } else { check_service(&service, errors) }
 }
 
-fn check_url(url: &View<'_>, errors: &mut ErrorList) {
+pub(in crate::registry) fn check_url(url: &View<'_>, errors: &mut ErrorList) {
     const FORM: &str = "; desired format: https://host[/path]";
     let text = url.str();
     let (scheme, rest) = text.split_once(':').filter(|(scheme, _)| is_scheme(scheme)).unwrap_or(("", text));
@@ -173,7 +173,7 @@ fn is_scheme(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
 }
 
-fn check_service(service: &View<'_>, errors: &mut ErrorList) {
+pub(in crate::registry) fn check_service(service: &View<'_>, errors: &mut ErrorList) {
     // Upstream passes the two in the other order, so that each is reported as the other.
     for (key, reported) in [("namespace", "name"), ("name", "namespace")] {
         if service.child_named(key).is_empty() {

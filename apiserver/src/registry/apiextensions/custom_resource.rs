@@ -3,6 +3,7 @@
 use super::json_path::JsonPath;
 use super::printer_columns::{cell, columns, printed};
 use super::rules::{self, Asked, Rules};
+use crate::registry::metadata;
 use crate::registry::resource::{Column, OpenApiSchema, Resource, ScalePaths};
 use crate::request::Context;
 use coxswain_api::field::{Error, ErrorList, Path};
@@ -14,6 +15,8 @@ use std::sync::{Arc, OnceLock};
 
 pub struct CustomResource {
     schema: Arc<Schema>,
+    /// What its clients are warned of, if it is deprecated.
+    deprecation: Option<String>,
     scale: Option<ScalePaths>,
     has_status: bool,
     columns: Vec<(Column, JsonPath)>,
@@ -38,8 +41,16 @@ impl Schema {
 }
 
 impl CustomResource {
-    /// From one element of `spec.versions`.
-    pub fn new(version: &Value) -> Self {
+    /// From the specification of a definition and one element of its `versions`.
+    pub fn new(spec: &Value, version: &Value) -> Self {
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+        let usual = || {
+            let (group, kind) = (text(spec.get("group")), text(spec.pointer("/names/kind")));
+            format!("{group}/{} {kind} is deprecated", text(version.get("name")))
+        };
+        let warning = version.get("deprecationWarning").and_then(Value::as_str);
+        let deprecation =
+            (version.get("deprecated") == Some(&Value::Bool(true))).then(|| warning.map_or_else(usual, str::to_owned));
         let source = match version.pointer("/schema/openAPIV3Schema") {
             Some(schema) => OpenApiSchema::new(schema),
             // A version without a schema takes any object.
@@ -63,6 +74,7 @@ impl CustomResource {
         });
         Self {
             schema: Arc::new(Schema { source, read: OnceLock::new() }),
+            deprecation,
             scale,
             has_status: version.pointer("/subresources/status").is_some_and(|s| !s.is_null()),
             columns: columns(&list("additionalPrinterColumns")),
@@ -87,27 +99,29 @@ impl CustomResource {
         StructRef::lazy(move || schema.read().0.to_root())
     }
 
-    /// Everything that is wrong with an object that replaces `old`.
+    /// Everything that is wrong with an object that replaces `old`. What was wrong before and has not changed may stay.
     fn check(&self, object: &Value, old: Option<&Value>, subresource: &str) -> ErrorList {
         let of_status = subresource == "status";
-        let mut errors = if of_status { self.check_status(object) } else { self.schema().validate(object) };
-        if let Some(old) = old {
-            let mut same = Vec::new();
-            unchanged(self.schema(), object, old, "", &mut same);
-            errors.retain(|error| !same.iter().any(|path| is_within(&error.field, path)));
-        }
+        let mut errors = match (of_status, old) {
+            (true, _) => self.check_status(object, old),
+            (_, Some(old)) => self.schema().validate_update(object, old),
+            _ => self.schema().validate(object),
+        };
         // Lists that were wrong already may stay so.
         if old.is_none_or(|old| self.schema().validate_lists(old).is_empty()) {
             errors.extend(self.schema().validate_lists(object));
         }
-        errors.extend(self.schema().validate_embedded(object));
+        errors.extend(self.schema().validate_embedded(object, &check_metadata));
         if let Some(paths) = &self.scale {
             for path in [&paths.spec, &paths.status].into_iter().skip(usize::from(of_status)) {
                 errors.extend(check_replicas(object, path));
             }
         }
+        // Upstream looks at the metadata first, where a name that is missing keeps rules from being asked too.
+        let unnamed = old.is_none() && metadata::text(object, "name").is_empty();
         if let Some(found) = self.rules() {
-            match rules::blocking(&errors) {
+            let missing = unnamed.then(|| Error::required(&Path::root(), ""));
+            match rules::blocking(errors.iter().chain(&missing)) {
                 Some(error) => errors.push(error),
                 None => errors.extend(found.check(self.schema(), object, old, Asked::Deciding)),
             }
@@ -116,51 +130,29 @@ impl CustomResource {
     }
 
     /// The status on its own, as its writers are told of it: texts name its fields from there.
-    fn check_status(&self, object: &Value) -> ErrorList {
+    fn check_status(&self, object: &Value, old: Option<&Value>) -> ErrorList {
         let (Some(schema), Some(status)) = (self.schema().properties.get("status"), object.get("status")) else {
             return ErrorList::new();
         };
-        let mut errors = schema.validate(status);
-        for error in &mut errors {
-            error.field = match error.field.as_str() {
-                "<nil>" => "status".to_owned(),
-                field => format!("status.{field}"),
-            };
-        }
-        errors
+        schema.validate_part(status, old.and_then(|old| old.get("status")), "status")
     }
 }
 
-/// Collects the paths of the largest parts that are what they were: what was wrong with them may stay (upstream: ratcheting).
-fn unchanged(schema: &Structural, value: &Value, old: &Value, path: &str, found: &mut Vec<String>) {
-    match (value, old) {
-        _ if !path.is_empty() && value == old => found.push(path.to_owned()),
-        (Value::Object(map), Value::Object(old)) => {
-            for (name, value) in map {
-                let Some(old) = old.get(name) else { continue };
-                if let Some(schema) = schema.properties.get(name.as_str()).or(schema.additional.as_deref()) {
-                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                    unchanged(schema, value, old, &path, found);
-                }
-            }
-        }
-        // Elements are told apart only by keys.
-        (Value::Array(items), Value::Array(old)) if &*schema.list_type == "map" => {
-            let Some(of_item) = &schema.items else { return };
-            for (i, item) in items.iter().enumerate() {
-                let same = |old: &&Value| schema.list_map_keys.iter().all(|key| old.get(&**key) == item.get(&**key));
-                if let Some(old) = old.iter().find(same) {
-                    unchanged(of_item, item, old, &format!("{path}[{i}]"), found);
-                }
-            }
-        }
-        _ => {}
+/// The metadata of an embedded object that is at a path. It needs no name.
+pub(super) fn check_metadata(object: &Value, path: &str) -> ErrorList {
+    let mut found = json!({"metadata": object.get("metadata").cloned().unwrap_or_default()});
+    let named = |found: &Value, field: &str| found["metadata"][field].as_str().is_some_and(|name| !name.is_empty());
+    if !named(&found, "name") {
+        found["metadata"]["name"] = "fakename".into();
     }
-}
-
-/// Whether a field is at a path or below it.
-fn is_within(field: &str, path: &str) -> bool {
-    field.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    let namespaced = named(&found, "namespace");
+    let mut errors = metadata::validate(&found, namespaced, &coxswain_api::names::path_segment);
+    for error in &mut errors {
+        if !path.is_empty() {
+            error.field = format!("{path}.{}", error.field);
+        }
+    }
+    errors
 }
 
 /// Field labels live as long as the process, because objects in the caches name them. There are as many as definitions ever
@@ -191,6 +183,10 @@ fn interned_list(labels: Vec<&'static str>) -> &'static [&'static str] {
 impl Resource for CustomResource {
     fn structural(&self) -> Option<&Structural> {
         Some(self.schema())
+    }
+
+    fn deprecation(&self) -> Option<&str> {
+        self.deprecation.as_deref()
     }
 
     fn open_api(&self) -> Option<&OpenApiSchema> {
@@ -299,7 +295,7 @@ fn check_replicas(object: &Value, path: &[String]) -> Option<Error> {
             let (shown, kind) = match value {
                 Value::String(s) => (s.clone(), "string"),
                 Value::Bool(b) => (b.to_string(), "bool"),
-                Value::Number(n) => (n.to_string(), "float64"),
+                Value::Number(_) => (coxswain_api::field::go_value(value), "float64"),
                 Value::Array(_) => (value.to_string(), "[]interface {}"),
                 _ => (value.to_string(), "map[string]interface {}"),
             };
@@ -329,7 +325,7 @@ mod tests {
                 "l": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": {
                     "type": "object", "properties": {"k": {"type": "string"}, "v": {"type": "string", "maxLength": 1}}}},
                 "set": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}}}}}}});
-        let resource = CustomResource::new(&version);
+        let resource = CustomResource::new(&json!({"group": "g.h", "names": {"kind": "K"}}), &version);
         let old = json!({"spec": {"n": 9, "l": [{"k": "a", "v": "xx"}], "set": ["a", "a"]}});
         let found = |new: Value, old: Option<&Value>| -> Vec<String> {
             resource.check(&new, old, "").into_iter().map(|e| e.field).collect()

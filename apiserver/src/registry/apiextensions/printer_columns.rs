@@ -4,6 +4,7 @@ use super::json_path::JsonPath;
 use crate::registry::resource::Column;
 use crate::registry::table;
 use coxswain_api::Value;
+use coxswain_api::field::{go_float_v, go_json};
 
 pub(super) fn columns(defined: &[Value]) -> Vec<(Column, JsonPath)> {
     let text = |v: &Value, name: &str| v.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -57,6 +58,7 @@ pub(super) fn cell(kind: &str, value: &Value, now: jiff::Timestamp) -> Value {
         ("date", Value::String(text)) => table::age_of(text, now).into(),
         ("string", Value::String(_)) => value.clone(),
         ("string", Value::Null) => "<no value>".into(),
+        ("string", Value::Array(_) | Value::Object(_)) => go_json(value).into(),
         ("string", other) => printed(other).into(),
         _ => Value::Null,
     }
@@ -68,7 +70,7 @@ pub(super) fn printed(value: &Value) -> String {
         Value::Null => "<nil>".into(),
         Value::Bool(flag) => flag.to_string(),
         Value::Number(number) => match number.as_f64() {
-            Some(float) if !number.is_i64() && !number.is_u64() => printed_float(float),
+            Some(float) if !number.is_i64() && !number.is_u64() => go_float_v(float),
             _ => number.to_string(),
         },
         Value::String(text) => text.clone(),
@@ -79,17 +81,6 @@ pub(super) fn printed(value: &Value) -> String {
             let members: Vec<String> = members.into_iter().map(|(k, v)| format!("{k}:{}", printed(v))).collect();
             format!("map[{}]", members.join(" "))
         }
-    }
-}
-
-/// As Go's `%v`: the shortest digits, with an exponent below 1e-4 and from 1e6 on, which has two digits at least.
-fn printed_float(float: f64) -> String {
-    let scientific = format!("{float:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    match exponent.parse::<i32>().unwrap_or(0) {
-        -4..21 if float == 0.0 => "0".into(),
-        -4..6 => float.to_string(),
-        exponent => format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
     }
 }
 
@@ -122,7 +113,7 @@ mod tests {
             path.find(&object).map(|value| cell(&column.kind, &value, jiff::Timestamp::UNIX_EPOCH))
         };
         assert_eq!(shown("string", ".status.conditions[?(@.type=='Ready')].status"), Some(json!("True")));
-        assert_eq!(shown("string", ".spec.list"), Some(json!("[1 2]")));
+        assert_eq!(shown("string", ".spec.list"), Some(json!("[1,2]")));
         assert_eq!(shown("string", ".spec.list[*]"), Some(json!("1")));
         assert_eq!(shown("string", ".spec.none"), Some(json!("<no value>")));
         assert_eq!(shown("integer", ".spec.n"), Some(json!(2)));

@@ -6,7 +6,8 @@ use super::rules::environment;
 use coxswain_api::field::{Error, ErrorList, Path, View};
 use coxswain_api::structural::Structural;
 use coxswain_api::{Value, json};
-use coxswain_cel::{DeclType, Type, compile};
+use coxswain_cel::{DeclType, Env, Type, compile};
+use std::sync::Arc;
 
 /// What one rule may cost, for all the values in an object that it is asked about.
 const RULE_COST_MAX: u64 = 10_000_000;
@@ -15,18 +16,16 @@ const SCHEMA_COST_MAX: u64 = 100_000_000;
 /// So many of the most expensive rules are named when they cost too much together.
 const NAMED_MAX: usize = 4;
 
-/// The reasons that a rule can give, as upstream lists them.
-const REASONS: [&str; 4] = ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
-
-/// Everything wrong with the rules of an `openAPIV3Schema`, which is right otherwise.
-pub(super) fn check(schema: &Value, path: &Path) -> ErrorList {
+/// Everything wrong with the rules of an `openAPIV3Schema`. Parts in or below which something else is wrong, of which
+/// `wrong` are the errors, are passed over. `spare_costs` spares each rule, but not all together.
+pub(super) fn check(schema: &Value, path: &Path, wrong: &[Error], spare_costs: bool) -> ErrorList {
     let parsed = Structural::parse(schema);
     if !has_rules(&parsed) {
         return ErrorList::new();
     }
-    let mut checker = Checker { errors: ErrorList::new(), total: 0, most: Vec::new() };
+    let mut checker = Checker { errors: ErrorList::new(), total: 0, most: Vec::new(), wrong, spare_costs };
     checker.schema_at(schema, &parsed, path, Surroundings { lost: None, is_resource: true, cardinality: Some(1) });
-    let Checker { mut errors, total, most } = checker;
+    let Checker { mut errors, total, most, .. } = checker;
     if total > SCHEMA_COST_MAX {
         for (_, path) in most {
             let why = "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema";
@@ -78,15 +77,17 @@ impl Surroundings<'_> {
     }
 }
 
-struct Checker {
+struct Checker<'w> {
     errors: ErrorList,
+    wrong: &'w [Error],
+    spare_costs: bool,
     /// What all rules cost together.
     total: u64,
     /// The most expensive ones, the worst first.
     most: Vec<(u64, Path)>,
 }
 
-impl Checker {
+impl Checker<'_> {
     fn observe(&mut self, path: &Path, cost: u64) {
         self.total = self.total.saturating_add(cost);
         if cost < SCHEMA_COST_MAX / 100 {
@@ -103,9 +104,12 @@ impl Checker {
             let around = Surroundings { is_resource: parsed_values.embedded, cardinality, ..around };
             self.schema_at(found, parsed_values, &path.child("additionalProperties"), around);
         }
+        let is_whole = !matches!(schema["x-kubernetes-map-type"].as_str(), None | Some("granular"));
         for (name, found) in schema["properties"].as_object().into_iter().flatten() {
             if let Some(parsed) = parsed.properties.get(name.as_str()) {
-                let around = Surroundings { is_resource: parsed.embedded, ..around };
+                // The members of a map that is replaced as a whole have no former selves.
+                let here = is_whole.then_some(path);
+                let around = Surroundings { lost: around.lost.or(here), is_resource: parsed.embedded, ..around };
                 self.schema_at(found, parsed, &path.child("properties").key(name), around);
             }
         }
@@ -116,10 +120,12 @@ impl Checker {
             self.schema_at(found, items, &path.child("items"), around);
         }
         let rules = View::new(Some(schema), path.clone()).child("x-kubernetes-validations");
-        let before = self.errors.len();
-        rules.items().for_each(|rule| form(&rule, parsed, &mut self.errors));
-        // Expressions are looked at only if their surroundings are in order.
-        if self.errors.len() == before && !rules.is_empty() {
+        // Expressions are looked at only if what they speak of is in order.
+        let is_wrong = || {
+            let here = path.to_string();
+            self.wrong.iter().any(|error| is_within(&error.field, &here))
+        };
+        if !rules.is_empty() && !is_wrong() {
             self.expressions(&rules, parsed, around);
         }
     }
@@ -134,121 +140,82 @@ impl Checker {
             };
             let (source, optional) = (rule.child("rule"), rule.child("optionalOldSelf"));
             let environment = environment(&decl, optional.bool());
-            let mut uses_old = None;
-            match compile(&environment, source.str()) {
-                Err(why) => self.errors.push(refuse(source.path(), format!("compilation failed: {why}"))),
+            let compiled = match compile(&environment, source.str()) {
+                Err(why) => Err(format!("compilation failed: {why}")),
                 Ok(compiled) if !matches!(compiled.result(), Type::Bool) => {
-                    self.errors.push(refuse(source.path(), "cel expression must evaluate to a bool".into()));
+                    Err("cel expression must evaluate to a bool".to_owned())
                 }
+                Ok(compiled) => match compiled.failure() {
+                    Some(why) => Err(format!("program instantiation failed: {why}")),
+                    None => Ok(compiled),
+                },
+            };
+            let mut uses_old = false;
+            match compiled {
+                Err(why) => self.errors.push(refuse(source.path(), why)),
                 Ok(compiled) => {
                     let occurs = around.cardinality.unwrap_or_else(|| decl.max_cardinality());
                     let cost = compiled.estimate(Some(&decl)).max.saturating_mul(occurs);
-                    if cost > RULE_COST_MAX {
-                        let why = too_expensive("estimated rule cost", cost, RULE_COST_MAX);
-                        self.errors.push(Error::forbidden(source.path(), why));
-                    }
-                    self.observe(source.path(), cost);
-                    uses_old = Some(compiled.uses("oldSelf"));
+                    self.costs("estimated rule cost", source.path(), cost);
+                    uses_old = compiled.uses("oldSelf");
+                    // A message is not asked for where there is no rule.
+                    self.message(&rule.child("messageExpression"), &environment, &decl, &refuse);
                 }
             }
-            let made = rule.child("messageExpression");
-            if !made.is_empty() {
-                match compile(&environment, made.str()) {
-                    Err(why) => {
-                        let why = format!("messageExpression compilation failed: {why}");
-                        self.errors.push(refuse(made.path(), why));
-                    }
-                    Ok(compiled) if !matches!(compiled.result(), Type::String) => {
-                        self.errors.push(refuse(made.path(), "messageExpression must evaluate to a string".into()));
-                    }
-                    Ok(compiled) => {
-                        let cost = compiled.estimate(Some(&decl)).max;
-                        if cost > RULE_COST_MAX {
-                            let why = too_expensive("estimated messageExpression cost", cost, RULE_COST_MAX);
-                            self.errors.push(Error::forbidden(made.path(), why));
-                        }
-                        self.observe(made.path(), cost);
-                    }
-                }
+            if let Some(lost) = around.lost.filter(|_| uses_old) {
+                let why = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {lost}");
+                self.errors.push(Error::invalid(source.path(), &source, why));
+            } else if !uses_old && optional.exists() {
+                let why = "may not be set if oldSelf is not used in rule";
+                self.errors.push(Error::invalid(optional.path(), &optional, why));
             }
-            match uses_old {
-                Some(true) => {
-                    if let Some(lost) = around.lost {
-                        let why =
-                            format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {lost}");
-                        self.errors.push(Error::invalid(source.path(), &source, why));
-                    }
-                }
-                Some(false) if optional.exists() => {
-                    let why = "may not be set if oldSelf is not used in rule";
-                    self.errors.push(Error::invalid(optional.path(), &optional, why));
-                }
-                _ => {}
+        }
+    }
+
+    fn costs(&mut self, what: &str, at: &Path, cost: u64) {
+        if cost > RULE_COST_MAX && !self.spare_costs {
+            self.errors.push(Error::forbidden(at, too_expensive(what, cost, RULE_COST_MAX)));
+        }
+        self.observe(at, cost);
+    }
+
+    fn message(
+        &mut self,
+        made: &View<'_>,
+        environment: &Env,
+        decl: &Arc<DeclType>,
+        refuse: &dyn Fn(&Path, String) -> Error,
+    ) {
+        if made.is_empty() {
+            return;
+        }
+        match compile(environment, made.str()) {
+            Err(why) => {
+                let why = format!("messageExpression compilation failed: {why}");
+                self.errors.push(refuse(made.path(), why));
+            }
+            Ok(compiled) if !matches!(compiled.result(), Type::String) => {
+                self.errors.push(refuse(made.path(), "messageExpression must evaluate to a string".into()));
+            }
+            Ok(compiled) if compiled.failure().is_some() => {
+                let why = compiled.failure().unwrap_or_default();
+                self.errors.push(refuse(made.path(), format!("messageExpression instantiation failed: {why}")));
+            }
+            Ok(compiled) => {
+                let cost = compiled.estimate(Some(decl)).max;
+                self.costs("estimated messageExpression cost", made.path(), cost);
             }
         }
     }
 }
 
-fn has_newlines(text: &str) -> bool {
-    text.contains(['\n', '\r'])
-}
-
-/// What is wrong with a rule before its expressions are read.
-fn form(rule: &View<'_>, schema: &Structural, errors: &mut ErrorList) {
-    let (expression, message) = (rule.child("rule"), rule.child("message"));
-    let trimmed = message.str().trim();
-    if expression.str().trim().is_empty() {
-        errors.push(Error::required(expression.path(), "rule is not specified"));
-    } else if !message.is_empty() && trimmed.is_empty() {
-        errors.push(Error::invalid(message.path(), &message, "must be non-empty if specified"));
-    } else if has_newlines(trimmed) {
-        errors.push(Error::invalid(message.path(), &message, "must not contain line breaks"));
-    } else if has_newlines(expression.str().trim()) && trimmed.is_empty() {
-        errors.push(Error::required(message.path(), "must be specified if rule contains line breaks"));
-    }
-    let made = rule.child("messageExpression");
-    if !made.is_empty() && made.str().trim().is_empty() {
-        errors.push(Error::required(made.path(), "must be non-empty if specified"));
-    }
-    let reason = rule.child("reason");
-    if reason.exists() && !REASONS.contains(&reason.str()) {
-        errors.push(Error::not_supported(reason.path(), &reason, &REASONS));
-    }
-    let at = rule.child("fieldPath");
-    if !at.is_empty() {
-        if at.str().trim().is_empty() {
-            errors.push(Error::invalid(at.path(), &at, "must be non-empty if specified"));
-        }
-        if has_newlines(at.str()) {
-            errors.push(Error::invalid(at.path(), &at, "must not contain line breaks"));
-        }
-        if !leads_somewhere(at.str(), schema) {
-            errors.push(Error::invalid(at.path(), &at, "must be a valid path"));
-        }
-    }
-}
-
-/// Whether a path such as `.spec['a.b']` names a field of the schema.
-fn leads_somewhere(path: &str, schema: &Structural) -> bool {
-    let (mut at, mut rest) = (schema, path);
-    while !rest.is_empty() {
-        let (name, after) = if let Some(quoted) = rest.strip_prefix("['") {
-            let Some((name, after)) = quoted.split_once("']") else { return false };
-            (name, after)
-        } else if let Some(plain) = rest.strip_prefix('.') {
-            plain.split_at(plain.find(['.', '[']).unwrap_or(plain.len()))
-        } else {
-            return false;
-        };
-        let next = if at.properties.is_empty() { at.additional.as_deref() } else { at.properties.get(name) };
-        let Some(next) = next.filter(|_| !name.is_empty()) else { return false };
-        (at, rest) = (next, after);
-    }
-    true
+/// Whether a field is at a path or below it.
+fn is_within(field: &str, path: &str) -> bool {
+    field.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// A rule as upstream's internal type prints it.
-fn printed(rule: &View<'_>) -> String {
+pub(super) fn printed(rule: &View<'_>) -> String {
     let text = |name: &'static str| {
         let quoted = json!(rule.child(name).str()).to_string();
         quoted.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
@@ -272,7 +239,7 @@ mod tests {
     fn found(rule: Value) -> Vec<String> {
         let schema = json!({"type": "object", "properties": {"a": {"type": "string"}, "m": {"type": "object",
             "additionalProperties": {"type": "integer"}}, "a-b": {"type": "boolean"}}, "x-kubernetes-validations": [rule]});
-        check(&schema, &Path::new("s")).iter().map(|e| format!("{}: {}", e.field, e.detail)).collect()
+        check(&schema, &Path::new("s"), &[], false).iter().map(|e| format!("{}: {}", e.field, e.detail)).collect()
     }
 
     #[test]
@@ -288,9 +255,12 @@ mod tests {
         assert_eq!(found(json!({"rule": "self.a"})), [format!("{at}.rule: cel expression must evaluate to a bool")]);
         let why = "may not be set if oldSelf is not used in rule";
         assert_eq!(found(json!({"rule": "true", "optionalOldSelf": true})), [format!("{at}.optionalOldSelf: {why}")]);
-        assert_eq!(
-            found(json!({"rule": "true", "fieldPath": ".zz"})),
-            [format!("{at}.fieldPath: must be a valid path")]
-        );
+        // What is wrong elsewhere does not keep a rule from being read, what is wrong within does.
+        let schema = json!({"type": "object", "properties": {"a": {"type": "object", "x-kubernetes-validations": [{"rule": "1"}]}}});
+        let count = |wrong: &str| {
+            let wrong = [Error { field: wrong.into(), ..Error::required(&Path::root(), "") }];
+            check(&schema, &Path::new("s"), &wrong, false).len()
+        };
+        assert_eq!((count("s.properties[b].type"), count("s.properties[a].items")), (1, 0));
     }
 }

@@ -146,6 +146,14 @@ impl Rules {
         walk.errors
     }
 
+    /// What the rules have against a part of an object, such as a default.
+    pub fn check_part(&self, schema: &Structural, value: &Value, old: Option<&Value>) -> ErrorList {
+        let mut walk = Walk { asked: Asked::Deciding, errors: ErrorList::new(), budget: Some(OBJECT_COST_MAX) };
+        let before = Before { old, unchanged: false };
+        walk.node(self, &Node { schema, value, before, is_resource: schema.embedded }, &Path::root());
+        walk.errors
+    }
+
     fn decl(&self, node: &Node<'_>) -> Option<&Arc<DeclType>> {
         self.decl.get_or_init(|| DeclType::of_schema(node.schema, node.is_resource)).as_ref()
     }
@@ -363,10 +371,10 @@ impl Rule {
 }
 
 /// Whether an object is so wrong that rules could not be told of it, as upstream says at the end of its errors.
-pub fn blocking(errors: &[Error]) -> Option<Error> {
+pub fn blocking<'e>(errors: impl IntoIterator<Item = &'e Error>) -> Option<Error> {
     use ErrorKind::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
     let blocks = |e: &Error| matches!(e.kind, NotSupported | Required | TooLong | TooMany | TypeInvalid);
-    errors.iter().any(blocks).then(|| {
+    errors.into_iter().any(blocks).then(|| {
         let why = "some validation rules were not checked because the object was invalid; correct the existing errors to \
                    complete validation";
         Error::invalid(&Path::root(), &Value::Null, why)

@@ -39,7 +39,7 @@ impl Custom {
         let made: Vec<(Arc<ResourceType>, Arc<CustomResource>, bool)> = versions
             .iter()
             .map(|version| {
-                let resource = Arc::new(CustomResource::new(version));
+                let resource = Arc::new(CustomResource::new(spec, version));
                 let ty = resource_type(spec, version, stored, &resource);
                 (Arc::new(ty), resource, version["served"] == true)
             })
