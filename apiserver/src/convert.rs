@@ -13,11 +13,9 @@ use coxswain_api::{Status, Value};
 pub fn from_hub(served: &Served, mut tree: Value) -> Result<Value, Status> {
     if !served.is_hub() {
         coxswain_api::conversion::convert(&mut tree, &served.ty.group_version);
-        // A version of a definition sees what its own schema has, and the defaults of that.
+        // A version of a definition sees what its own schema has; defaults are those of the stored version.
         if let Some(schema) = served.strategy.structural() {
             schema.prune(&mut tree).map_err(|why| Status::internal(why.to_string()))?;
-            coxswain_api::defaults::apply(&mut tree, &served.ty.schema);
-            served.strategy.set_defaults(&mut tree);
         }
     }
     Ok(tree)

@@ -1,5 +1,7 @@
 //! A whole server on an embedded store, called in process and over TLS: lists, watches, custom resources and tunnels.
 
+#[path = "serving/flaky.rs"]
+mod flaky;
 #[path = "serving/requests.rs"]
 mod requests;
 
@@ -10,11 +12,14 @@ use coxswain_apiserver::request::User;
 use coxswain_apiserver::respond::Body;
 use coxswain_apiserver::server::listen::tls_config;
 use coxswain_apiserver::server::{Config, Server};
+use coxswain_storage::Storage;
 use coxswain_storage::embedded::{Embedded, Options};
+use flaky::Flaky;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -37,6 +42,14 @@ impl Cluster {
     async fn start_with(edit: impl FnOnce(&mut Config)) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let storage = Arc::new(Embedded::open(&dir.path().join("data"), Options::default())?);
+        Self::start_on(dir, storage, edit).await
+    }
+
+    async fn start_on(
+        dir: tempfile::TempDir,
+        storage: Arc<dyn Storage>,
+        edit: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         let mut config = Config {
             service_cluster_ip_range: "10.96.0.0/16".into(),
             advertise_address: [192, 0, 2, 2].into(),
@@ -221,6 +234,49 @@ async fn a_custom_resource_is_served_until_its_definition_is_gone() -> Result<()
 }
 
 /// A kubelet that answers logs with a text and turns any upgrade into an echo.
+/// A definition is not given up because its objects could not be listed at the first try: neither when it is made nor, when
+/// it is established and nothing of it is to be written any more, by a server that starts later.
+#[tokio::test]
+async fn a_definition_comes_up_whose_store_could_not_be_opened_at_first() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let inner = Embedded::open(&data.path().join("data"), Options::default())?;
+    let storage = Arc::new(Flaky { inner, refused: "example.org", left: AtomicUsize::new(2) });
+    let cluster = Cluster::start_on(tempfile::tempdir()?, storage.clone(), |_| {}).await?;
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "boats.example.org"},
+        "spec": {
+            "group": "example.org", "scope": "Namespaced", "names": {"plural": "boats", "kind": "Boat"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}],
+        },
+    });
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let (code, made) = cluster.json("POST", definitions, Some(&definition)).await?;
+    ensure!(code == 201, "{made}");
+    let boats = "/apis/example.org/v1/namespaces/default/boats";
+    until_served(&cluster, boats).await?;
+    assert_eq!(storage.left.load(Ordering::SeqCst), 0);
+    let boat = json!({"apiVersion": "example.org/v1", "kind": "Boat", "metadata": {"name": "a"}});
+    assert_eq!(cluster.json("POST", boats, Some(&boat)).await?.0, 201);
+
+    storage.left.store(2, Ordering::SeqCst);
+    let later = Cluster::start_on(tempfile::tempdir()?, storage.clone(), |_| {}).await?;
+    until_served(&later, boats).await?;
+    assert_eq!(storage.left.load(Ordering::SeqCst), 0);
+    assert_eq!(names(&later.json("GET", boats, None).await?.1), ["a"]);
+    Ok(())
+}
+
+async fn until_served(cluster: &Cluster, path: &str) -> Result<()> {
+    for _ in 0..200 {
+        if cluster.json("GET", path, None).await?.0 == 200 {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    anyhow::bail!("{path} was never served")
+}
+
 async fn kubelet() -> Result<u16> {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".into()])?;
     let tls = tls_config(made.cert.pem().as_bytes(), made.signing_key.serialize_pem().as_bytes())?;

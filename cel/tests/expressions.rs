@@ -22,6 +22,10 @@ impl<'a> coxswain_cel::Bindings<'a> for Bound<'a> {
 #[test]
 fn what_holds() {
     for source in [
+        "'%s %s'.format([['a', 1.5], {'k': b'x'}]) == '[\"a\", 1.500000] {\"k\":b\"x\"}'",
+        "'%f %.1f %e'.format([1234567.5, -1000.25, 0.00015]) == '1,234,567.500000 -1,000.2 1.500000×10⁻⁰⁴'",
+        "string(1e21) == '1e+21' && string(123456789.5) == '1.234567895e+08' && duration('1500ms').getMilliseconds() == 1500",
+        "'hello'.indexOf('l', 9) == -1 && 'a{,2}'.matches('^a{,2}$') && sign(quantity('-1')) == -1",
         "1 + 2 * 3 == 7 && 7 / 2 == 3 && -7 % 3 == -1",
         "1 < 1.5 && 2u > 1 && dyn(1) == dyn(1.0) && 'a' < 'b'",
         "[1, 2, 3].all(x, x > 0) && [1, 2].exists(x, x == 2) && [1, 2].exists_one(x, x == 1)",

@@ -341,3 +341,82 @@ impl Checks {
         Some(at(ErrorKind::NotSupported, path, Some(go_value(value)), detail))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn found(schema: Value, value: Value) -> Vec<String> {
+        let schema = Structural::parse(&json!({"type": "object", "properties": {"v": schema}}));
+        schema.validate(&json!({"v": value})).iter().map(|e| e.body()).collect()
+    }
+
+    #[test]
+    fn numbers_are_held_against_bounds_of_their_own_type() {
+        let number = json!({"type": "number", "minimum": -1.5, "maximum": 1e7, "multipleOf": 0.5});
+        // An integer is compared with integers: the bound is cut, and half of nothing is no factor.
+        let no_factor = "Invalid value: 0: factor MultipleOf declared for v must be positive: 0";
+        assert_eq!(found(number.clone(), json!(-1)), [no_factor]);
+        let less = "Invalid value: -2: v in body should be greater than or equal to -1";
+        assert_eq!(found(number.clone(), json!(-2)), [no_factor, less]);
+        assert!(found(number.clone(), json!(1.5)).is_empty());
+        assert_eq!(
+            found(number, json!(1e10)),
+            ["Invalid value: 1e+10: v in body should be less than or equal to 1e+07"]
+        );
+        let integer = json!({"type": "integer", "format": "int32", "enum": [1, 2]});
+        assert_eq!(
+            found(integer.clone(), json!(1.5)),
+            [
+                r#"Invalid value: "float64": v in body must be of type int32: "float64""#,
+                r#"Invalid value: "": Checked value must be of type integer with format int32 in v"#,
+            ]
+        );
+        assert!(found(integer, json!(1.0)).is_empty());
+    }
+
+    #[test]
+    fn of_alternatives_the_one_that_came_furthest_is_told() {
+        let schema = json!({"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "string"}},
+            "anyOf": [{"required": ["x"]}, {"required": ["y"], "properties": {"y": {"minLength": 3}}}]});
+        assert_eq!(
+            found(schema, json!({"y": "ab"})),
+            [
+                r#"Invalid value: "": "v" must validate at least one schema (anyOf)"#,
+                r#"Invalid value: "ab": v.y in body should be at least 3 chars long"#,
+            ]
+        );
+        let text = json!({"type": "string", "minLength": 2, "pattern": "^a"});
+        assert_eq!(found(text, json!("b")), [r#"Invalid value: "b": v in body should be at least 2 chars long"#]);
+        let none = json!({"type": "object", "additionalProperties": false});
+        assert_eq!(found(none, json!({"a": 1})), [r#"Invalid value: "a": v.a in body is a forbidden property"#]);
+        let null = json!({"type": "string", "nullable": true, "enum": ["a", null]});
+        assert_eq!(found(null, Value::Null), [r#"Unsupported value: null: supported values: "a", "null""#]);
+    }
+
+    #[test]
+    fn texts_fit_their_formats() {
+        for (format, good, bad) in [
+            ("date-time", "2020-01-02t03:04:05.5+01:00", "2020-01-02 03:04:05Z"),
+            ("date", "2020-02-29", "2020-02-30"),
+            ("duration", "3 minutes", "inf"),
+            ("byte", "YWI=", ""),
+            ("hostname", "a-", "a.1"),
+            ("ipv4", "01.2.3.4", "1.2.3"),
+            ("cidr", "1.2.3.0/24", "1.2.3.4/33"),
+            ("isbn", "978-0321751041", "0321751044"),
+            ("creditcard", "4111-1111-1111-1111", "4111111111111112"),
+            ("ssn", "111-11-1111", "111111111"),
+            ("rgbcolor", "rgb(255, 0,1)", "rgb(256,0,0)"),
+            ("uri", "http://[::1]:80/", "http://a:port/"),
+            ("k8s-short-name", "abc", "a.b"),
+        ] {
+            let schema = json!({"type": "string", "format": format});
+            assert!(found(schema.clone(), json!(good)).is_empty(), "{format} {good}");
+            assert_eq!(found(schema, json!(bad)).len(), 1, "{format} {bad}");
+        }
+        // Of what is unknown nothing is asked.
+        assert!(found(json!({"type": "integer", "format": "uint32"}), json!(-1)).is_empty());
+    }
+}

@@ -33,7 +33,9 @@ impl Front {
         drop(index);
         let action = match action(&served, &incoming) {
             Ok(action) => action,
-            Err(status) if served.custom && status.is_not_found() => return page_not_found(),
+            Err(status) if served.custom && status.message == Status::page_not_found().message => {
+                return page_not_found();
+            }
             Err(status) => return refusal(&status, accepted),
         };
         let acceptable = negotiate::accept(&incoming.headers, &incoming.query, served.custom).is_ok();

@@ -8,6 +8,10 @@ use std::borrow::Cow;
 pub(super) fn to_hub(call: &Call, mut object: Value) -> Result<Value, Status> {
     if !call.served.is_hub() {
         coxswain_api::conversion::convert(&mut object, &call.hub().group_version);
+        // As it will be read again.
+        if let Some(store) = call.served.store.as_ref().filter(|_| call.served.custom) {
+            coxswain_api::defaults::apply(&mut object, &store.hub.schema);
+        }
     }
     Ok(object)
 }

@@ -34,6 +34,12 @@ impl PatchKind {
                 "the body of the request was in an unknown format - accepted media types include: \
                  application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
             )),
+            _ if call.served.custom => Err(Status::new(
+                415,
+                "UnsupportedMediaType",
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+            )),
             _ => Err(Status::new(415, "UnsupportedMediaType", "415: Unsupported Media Type")
                 .with_details(coxswain_api::status::Details::default())),
         }
@@ -231,7 +237,10 @@ impl Patch {
             })?
             .value;
         decode::stamp(&mut object, shape);
-        decode::set_defaults(call, &mut object, shape);
+        // Of custom resources the stored version has the defaults.
+        if !call.served.custom || call.served.is_hub() {
+            decode::set_defaults(call, &mut object, shape);
+        }
         Ok(object)
     }
 }

@@ -113,12 +113,30 @@ impl Values {
         matches!(self.unseal(entry).await, Ok((_, true)))
     }
 
+    /// A custom object as its definition is by now: with defaults that were added since it was written, and without what is
+    /// no longer known. None if it is the same.
+    fn as_defined(&self, tree: &Value, strategy: &dyn Resource) -> Result<Option<Value>, String> {
+        let Some(schema) = strategy.structural().filter(|_| self.custom) else { return Ok(None) };
+        let mut defined = tree.clone();
+        schema.prune(&mut defined).map_err(|e| e.to_string())?;
+        defaults::apply(&mut defined, &self.hub.schema);
+        strategy.set_defaults(&mut defined);
+        Ok((defined != *tree).then_some(defined))
+    }
+
     fn decode(&self, bytes: &Bytes, strategy: &dyn Resource) -> Result<Decoded, String> {
         // Our own encoder leaves no line feed at the end, upstream's does: only our own JSON is kept as it is.
         if bytes.starts_with(b"{\"") && bytes.ends_with(b"}") {
             let tree = codec::json::read_back(bytes).map_err(|e| e.to_string())?;
             if tree.get("apiVersion").and_then(Value::as_str) == Some(&*self.api_version) {
-                return Ok(Decoded { tree, json: bytes.clone(), stale: self.format != Format::Json });
+                let stale = self.format != Format::Json;
+                return Ok(match self.as_defined(&tree, strategy)? {
+                    Some(tree) => {
+                        let json = stored_bytes(&tree, &self.hub.schema);
+                        Decoded { tree, json, stale: true }
+                    }
+                    None => Decoded { tree, json: bytes.clone(), stale },
+                });
             }
         }
         let format = codec::detect(bytes);
@@ -142,7 +160,10 @@ impl Values {
         if !self.custom {
             defaults::apply(&mut tree, &self.hub.schema);
         }
-        strategy.set_defaults(&mut tree);
+        match self.as_defined(&tree, strategy)? {
+            Some(defined) => tree = defined,
+            None => strategy.set_defaults(&mut tree),
+        }
         codec::canonicalize(&mut tree, &self.hub.schema);
         let json = stored_bytes(&tree, &self.hub.schema);
         let stale = format != self.format || type_meta.api_version != *self.api_version;

@@ -283,26 +283,44 @@ impl Resource for CustomResource {
 
 /// Replicas are numbers that are not negative, wherever they are.
 fn check_replicas(object: &Value, path: &[String]) -> Option<Error> {
-    let value = ScalePaths::get(object, path)?;
     let name = ScalePaths::text(path);
     let refuse =
         |value: i64, detail: String| Error { field: name.clone(), ..Error::invalid(&Path::root(), value, detail) };
+    // What replicas should be within may be something else.
+    let mut at = object;
+    for step in &path[..path.len().saturating_sub(1)] {
+        at = at.get(step).filter(|found| !found.is_null())?;
+        if !at.is_object() {
+            let (shown, kind) = as_in_go(at);
+            let why =
+                format!("{name} accessor error: {shown} is of the type {kind}, expected map[string]interface{{}}");
+            return Some(refuse(0, why));
+        }
+    }
+    let value = ScalePaths::get(object, path)?;
     match value.as_i64() {
         Some(n) if n < 0 => Some(refuse(n, "should be a non-negative integer".into())),
         Some(n) if n > i64::from(i32::MAX) => Some(refuse(n, format!("should be less than or equal to {}", i32::MAX))),
         Some(_) => None,
         None => {
-            let (shown, kind) = match value {
-                Value::String(s) => (s.clone(), "string"),
-                Value::Bool(b) => (b.to_string(), "bool"),
-                Value::Number(_) => (coxswain_api::field::go_value(value), "float64"),
-                Value::Array(_) => (value.to_string(), "[]interface {}"),
-                _ => (value.to_string(), "map[string]interface {}"),
-            };
+            let (shown, kind) = as_in_go(value);
             let detail = format!("{name} accessor error: {shown} is of the type {kind}, expected int64");
             Some(refuse(0, detail))
         }
     }
+}
+
+/// A value as Go prints it, and the name of its type there.
+fn as_in_go(value: &Value) -> (String, &'static str) {
+    let kind = match value {
+        Value::String(_) => "string",
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_i64() => "int64",
+        Value::Number(_) => "float64",
+        Value::Array(_) => "[]interface {}",
+        _ => "map[string]interface {}",
+    };
+    (printed(value), kind)
 }
 
 /// What is wrong with a path that a definition names.
