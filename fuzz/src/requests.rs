@@ -27,7 +27,7 @@ pub(crate) fn serve(schema: &Value, object: &Value, old: &Value) {
     let ctx = context();
     let definition = definition(schema);
     let refused = builtin::strategy("apiextensions.k8s.io", "customresourcedefinitions").validate(&ctx, &definition);
-    let resource = CustomResource::new(&definition["spec"]["versions"][0]);
+    let resource = CustomResource::new(&definition["spec"], &definition["spec"]["versions"][0]);
     if refused.is_empty() {
         let _ = resource.validate(&ctx, object);
         let _ = resource.validate_update(&ctx, object, old, "");

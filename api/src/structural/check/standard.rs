@@ -23,7 +23,7 @@ pub(super) fn check(schema: &Value, path: &Path) -> ErrorList {
 }
 
 /// Every schema within a schema, in the order in which upstream walks them.
-fn within<'a>(schema: &'a Value) -> Vec<(&'static str, &'a Value)> {
+fn within(schema: &Value) -> Vec<(&'static str, &Value)> {
     let mut found: Vec<(&'static str, &Value)> = Vec::new();
     found.extend(object(schema, "additionalProperties").map(|s| ("additionalProperties", s)));
     found.extend(members(schema, "properties").map(|(_, s)| ("properties", s)));
