@@ -348,9 +348,9 @@ mod tests {
         let found = |new: Value, old: Option<&Value>| -> Vec<String> {
             resource.check(&new, old, "").into_iter().map(|e| e.field).collect()
         };
-        assert_eq!(found(old.clone(), None), ["spec.r", "spec.l[0].v", "spec.n", "spec.set[1]"]);
+        assert_eq!(found(old.clone(), None), ["spec.l[0].v", "spec.n", "spec.r", "spec.set[1]"]);
         assert!(found(old.clone(), Some(&old)).is_empty());
         let moved = json!({"spec": {"n": 9, "l": [{"k": "b", "v": "xx"}, {"k": "a", "v": "xx"}]}});
-        assert_eq!(found(moved, Some(&old)), ["spec.r", "spec.l[0].v"]);
+        assert_eq!(found(moved, Some(&old)), ["spec.l[0].v", "spec.r"]);
     }
 }
