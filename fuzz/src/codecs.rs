@@ -2,7 +2,7 @@
 
 use crate::source::{KINDS, Source};
 use coxswain_api::codec::{Format, canonicalize, cbor, convert, decode, encode, interpret, json, protobuf, yaml};
-use coxswain_api::schema::{Omit, Struct, StructRef, Type};
+use coxswain_api::schema::{Omit, Scalar, Struct, StructRef, Type};
 use coxswain_api::{Value, defaults};
 
 /// Kinds whose types need the most care: unions, quantities, raw JSON, recursion, times.
@@ -39,7 +39,10 @@ fn without_empty_maps(value: &Value, schema: &Struct) -> Value {
             (Type::Struct(schema), _) => without_empty_maps(value, schema),
             (Type::List(list), Value::Array(items)) => items.iter().map(|item| of_type(item, &list.element)).collect(),
             (Type::Map(of), Value::Object(map)) => {
-                Value::Object(map.iter().map(|(key, item)| (key.clone(), of_type(item, &of.value))).collect())
+                // Protobuf has no bytes that are not there.
+                let is_null_bytes = |item: &Value| item.is_null() && matches!(of.value, Type::Scalar(Scalar::Bytes));
+                let told = |item: &Value| if is_null_bytes(item) { "".into() } else { of_type(item, &of.value) };
+                Value::Object(map.iter().map(|(key, item)| (key.clone(), told(item))).collect())
             }
             _ => value.clone(),
         }
