@@ -276,8 +276,7 @@ pub fn with_authenticated_group(mut user: User) -> User {
 /// Whether a bearer token was given after more than one space, where it does not count.
 pub fn ignores_bearer(headers: &http::HeaderMap) -> bool {
     let header = headers.get(http::header::AUTHORIZATION).and_then(|v| v.to_str().ok()).unwrap_or_default().trim();
-    let parts: Vec<&str> = header.splitn(3, ' ').collect();
-    parts.len() == 3 && parts[0].eq_ignore_ascii_case("bearer") && parts[1].is_empty()
+    header.split_once(' ').is_some_and(|(scheme, rest)| scheme.eq_ignore_ascii_case("bearer") && rest.starts_with(' '))
 }
 
 /// The token of `Authorization: Bearer …`, or of the WebSocket subprotocol that browsers use.

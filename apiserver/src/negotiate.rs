@@ -57,12 +57,11 @@ pub fn accept(headers: &HeaderMap, query: &Query, custom: bool) -> Result<Accept
         return Ok(Accepted { pretty, ..Accepted::JSON });
     }
     let offered = if custom { &OFFERED[..2] } else { &OFFERED[..] };
-    let names: Vec<&str> = offered.iter().map(|(m, _)| m.content_type()).collect();
     // The router refuses a type that the route never produces, before it is served. It knows no other wildcard than the
     // widest, and custom resources do without it.
     let is_produced = |text: &str| text == "*/*" || OFFERED.iter().any(|(media, _)| media.content_type() == text);
     if !custom && !header.split(',').any(|c| is_produced(c.split(';').next().unwrap_or_default().trim())) {
-        return Err(not_produced(&names));
+        return Err(not_produced(offered));
     }
     let mut clauses: Vec<Clause<'_>> = header.split(',').filter_map(Clause::parse).collect();
     // Stable: equal weights keep the client's order.
@@ -85,8 +84,12 @@ pub fn accept(headers: &HeaderMap, query: &Query, custom: bool) -> Result<Accept
     Err(Status::new(406, "NotAcceptable", message))
 }
 
-fn not_produced(names: &[&str]) -> Status {
-    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", names.join(", "));
+fn names(offered: &[(Media, &str)]) -> String {
+    offered.iter().map(|(media, _)| media.content_type()).collect::<Vec<_>>().join(", ")
+}
+
+fn not_produced(offered: &[(Media, &str)]) -> Status {
+    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", names(offered));
     Status::new(406, "NotAcceptable", message).with_details(Default::default())
 }
 

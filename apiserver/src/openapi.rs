@@ -18,12 +18,14 @@ const JSON: &str = "application/json";
 /// Serves one of the documents.
 pub fn serve(front: &Front, incoming: &Incoming, path: &str) -> Answer {
     let source = source(&front.resources.index());
-    let known = match path.strip_prefix("/openapi/v3/") {
-        Some(part) => source.v3_hash(part).is_some(),
-        None => matches!(path, "/openapi/v2" | "/openapi/v3"),
-    };
-    if known && !matches!(incoming.method, Method::GET | Method::HEAD) {
-        return empty(StatusCode::METHOD_NOT_ALLOWED);
+    if !matches!(incoming.method, Method::GET | Method::HEAD) {
+        let known = match path.strip_prefix("/openapi/v3/") {
+            Some(part) => source.v3_hash(part).is_some(),
+            None => matches!(path, "/openapi/v2" | "/openapi/v3"),
+        };
+        if known {
+            return empty(StatusCode::METHOD_NOT_ALLOWED);
+        }
     }
     match path {
         "/openapi/v2" => {

@@ -8,10 +8,17 @@ use std::ops::Range;
 
 /// How many equal lines are shown around what differs.
 const CONTEXT: usize = 3;
+/// The work grows with the square of the lines: of longer texts the difference is left out.
+const LINES_MAX: usize = 2_000;
+/// From this many lines on, those that are more than a hundredth of all begin no stretch.
+const POPULAR_FROM: usize = 200;
 
 pub fn internal(old: &View<'_>, new: &View<'_>, shape: &Shape) -> String {
     let [old, new] = [old, new].map(|value| pretty(&dump(value, shape).0));
     let [old, new] = [&old, &new].map(|text| text.lines().collect::<Vec<_>>());
+    if old.len().max(new.len()) > LINES_MAX {
+        return String::new();
+    }
     unified(&old, &new)
 }
 
@@ -72,8 +79,12 @@ struct Match {
     size: usize,
 }
 
+/// Where each line of the new text stands.
+type Places<'a> = HashMap<&'a str, Vec<usize>>;
+
 /// The longest stretch in both ranges; of several the earliest.
-fn longest(old: &[&str], places: &HashMap<&str, Vec<usize>>, a: Range<usize>, b: Range<usize>) -> Match {
+fn longest(old: &[&str], new: &[&str], places: &Places<'_>, a: Range<usize>, b: Range<usize>) -> Match {
+    let (from, to) = ((a.start, b.start), (a.end, b.end));
     let mut best = Match { old: a.start, new: b.start, size: 0 };
     // How long the stretch is that ends at a line of the new text, for the line of the old one before.
     let mut lengths: HashMap<usize, usize> = HashMap::new();
@@ -89,19 +100,32 @@ fn longest(old: &[&str], places: &HashMap<&str, Vec<usize>>, a: Range<usize>, b:
         }
         lengths = next;
     }
+    // Lines that begin no stretch are still part of one.
+    while best.old > from.0 && best.new > from.1 && old[best.old - 1] == new[best.new - 1] {
+        best = Match { old: best.old - 1, new: best.new - 1, size: best.size + 1 };
+    }
+    while best.old + best.size < to.0
+        && best.new + best.size < to.1
+        && old[best.old + best.size] == new[best.new + best.size]
+    {
+        best.size += 1;
+    }
     best
 }
 
 /// All stretches that both have, in order; those that touch are one.
 fn matches(old: &[&str], new: &[&str]) -> Vec<Match> {
-    let mut places: HashMap<&str, Vec<usize>> = HashMap::new();
+    let mut places = Places::new();
     for (j, line) in new.iter().enumerate() {
         places.entry(line).or_default().push(j);
+    }
+    if new.len() >= POPULAR_FROM {
+        places.retain(|_, lines| lines.len() <= new.len() / 100 + 1);
     }
     let mut found = Vec::new();
     let mut open = vec![(0..old.len(), 0..new.len())];
     while let Some((a, b)) = open.pop() {
-        let hit = longest(old, &places, a.clone(), b.clone());
+        let hit = longest(old, new, &places, a.clone(), b.clone());
         if hit.size > 0 {
             open.push((a.start..hit.old, b.start..hit.new));
             open.push((hit.old + hit.size..a.end, hit.new + hit.size..b.end));
@@ -219,5 +243,17 @@ mod tests {
         assert_eq!(text, expected);
         assert_eq!(unified(&["a"], &["a"]), "");
         assert_eq!(unified(&["a"], &["b", "c"]), "@@ -1 +1,2 @@\n-a\n+b\n+c\n");
+    }
+
+    /// As upstream's library has it: what follows a change is found again only by lines that are rare.
+    #[test]
+    fn lines_that_are_frequent_extend_a_stretch_and_begin_none() {
+        let mut old = vec!["same"; 300];
+        let mut new = old.clone();
+        (old[150], new[150]) = ("old", "new");
+        assert_eq!(matches(&old, &new), [Match { old: 0, new: 0, size: 150 }]);
+        (old[200], new[200]) = ("rare", "rare");
+        let second = Match { old: 151, new: 151, size: 149 };
+        assert_eq!(matches(&old, &new), [Match { old: 0, new: 0, size: 150 }, second]);
     }
 }

@@ -63,8 +63,7 @@ pub fn pod_spec(spec: &mut Value) {
 }
 
 fn container(container: &mut Value) {
-    let latest = is_latest(container.get("image"));
-    set_if_absent(container, "imagePullPolicy", if latest { "Always" } else { "IfNotPresent" });
+    pull_policy(container, "image", "imagePullPolicy");
     set_if_absent(container, "terminationMessagePath", "/dev/termination-log");
     set_if_absent(container, "terminationMessagePolicy", "File");
     for port in items(container, "ports") {
@@ -97,8 +96,13 @@ fn container(container: &mut Value) {
     }
 }
 
-fn is_latest(image: Option<&Value>) -> bool {
-    image.and_then(Value::as_str).and_then(image::tag).is_some_and(|tag| tag == "latest")
+/// Only references without a policy are read, which are few: most objects come here with their defaults.
+fn pull_policy(holder: &mut Value, reference: &str, policy: &str) {
+    if holder.get(policy).and_then(Value::as_str).is_some_and(|given| !given.is_empty()) {
+        return;
+    }
+    let tag = holder.get(reference).and_then(Value::as_str).and_then(image::tag);
+    set_if_absent(holder, policy, if tag.as_deref() == Some("latest") { "Always" } else { "IfNotPresent" });
 }
 
 fn handler(handler: &mut Value) {
@@ -194,8 +198,7 @@ fn volume(volume: &mut Value) {
         }
     }
     if let Some(image) = volume.get_mut("image").filter(|i| i.is_object()) {
-        let latest = is_latest(image.get("reference"));
-        set_if_absent(image, "pullPolicy", if latest { "Always" } else { "IfNotPresent" });
+        pull_policy(image, "reference", "pullPolicy");
     }
     let given = |key: &str, field: &str, default: Value| (key.to_owned(), field.to_owned(), default);
     for (source, field, default) in [
