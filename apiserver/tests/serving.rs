@@ -233,14 +233,50 @@ async fn a_custom_resource_is_served_until_its_definition_is_gone() -> Result<()
     Ok(())
 }
 
-/// A kubelet that answers logs with a text and turns any upgrade into an echo.
+/// A kubelet removes a pod that is marked with no grace left; whoever takes the last finalizer off lets an object go. Either may
+/// happen between the two writes of a deletion, or beside another update, and all of them got what they asked for.
+#[tokio::test]
+async fn a_deletion_that_somebody_else_finishes_has_succeeded() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let inner = Embedded::open(&data.path().join("data"), Options::default())?;
+    let storage = Arc::new(Flaky { raced: "/default/raced", ..Flaky::new(inner) });
+    let cluster = Cluster::start_on(tempfile::tempdir()?, storage, |_| {}).await?;
+
+    let account = json!({"metadata": {"name": "default"}});
+    cluster.json("POST", "/api/v1/namespaces/default/serviceaccounts", Some(&account)).await?;
+    let pod = json!({
+        "metadata": {"name": "raced"},
+        "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]},
+    });
+    let pods = "/api/v1/namespaces/default/pods";
+    let (code, made) = cluster.json("POST", pods, Some(&pod)).await?;
+    ensure!(code == 201, "{made}");
+    let (code, last) = cluster.json("DELETE", &format!("{pods}/raced?gracePeriodSeconds=0"), None).await?;
+    ensure!(code == 200, "{last}");
+    assert_eq!(last["metadata"]["uid"], made["metadata"]["uid"]);
+    assert_eq!(last["metadata"]["deletionGracePeriodSeconds"], 0);
+    assert_eq!(cluster.json("GET", &format!("{pods}/raced"), None).await?.0, 404);
+
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let map = json!({"metadata": {"name": "raced", "finalizers": ["example.org/wait"]}});
+    cluster.json("POST", maps, Some(&map)).await?;
+    cluster.json("DELETE", &format!("{maps}/raced"), None).await?;
+    let (code, mut waiting) = cluster.json("GET", &format!("{maps}/raced"), None).await?;
+    ensure!(code == 200 && !waiting["metadata"]["deletionTimestamp"].is_null(), "{waiting}");
+    waiting["metadata"]["finalizers"] = json!([]);
+    let (code, last) = cluster.json("PUT", &format!("{maps}/raced"), Some(&waiting)).await?;
+    ensure!(code == 200, "{last}");
+    assert_eq!(cluster.json("GET", &format!("{maps}/raced"), None).await?.0, 404);
+    Ok(())
+}
+
 /// A definition is not given up because its objects could not be listed at the first try: neither when it is made nor, when
 /// it is established and nothing of it is to be written any more, by a server that starts later.
 #[tokio::test]
 async fn a_definition_comes_up_whose_store_could_not_be_opened_at_first() -> Result<()> {
     let data = tempfile::tempdir()?;
     let inner = Embedded::open(&data.path().join("data"), Options::default())?;
-    let storage = Arc::new(Flaky { inner, refused: "example.org", left: AtomicUsize::new(2) });
+    let storage = Arc::new(Flaky { refused: "example.org", left: AtomicUsize::new(2), ..Flaky::new(inner) });
     let cluster = Cluster::start_on(tempfile::tempdir()?, storage.clone(), |_| {}).await?;
     let definition = json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -277,6 +313,7 @@ async fn until_served(cluster: &Cluster, path: &str) -> Result<()> {
     anyhow::bail!("{path} was never served")
 }
 
+/// A kubelet that answers logs with a text and turns any upgrade into an echo.
 async fn kubelet() -> Result<u16> {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".into()])?;
     let tls = tls_config(made.cert.pem().as_bytes(), made.signing_key.serialize_pem().as_bytes())?;

@@ -198,6 +198,12 @@ fn words(line: &str) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Older versions of kubectl begin to read from a WebSocket before they know their own streams, so that the empty message with
+/// which a server says that it is there may come too early. They report it and go on.
+fn is_noise(line: &str) -> bool {
+    line.contains("websocket.go:") && line.ends_with("] Unknown stream id 1, discarding message")
+}
+
 /// Runs a transcript in the case's namespace. The error names every command that answered otherwise.
 pub async fn run(sandbox: &Sandbox<'_>, text: &str) -> Result<()> {
     let items = parse(text)?;
@@ -287,7 +293,8 @@ impl Shell {
         let expected = lines(&step.output, self.kubectl_minor, &sandbox.namespace, &self.node)?;
         loop {
             let (code, output) = self.bash(sandbox, &step.command, COMMAND_SECONDS_MAX).await?;
-            let actual: Vec<String> = output.lines().map(words).filter(|l| !l.is_empty()).collect();
+            let actual: Vec<String> =
+                output.lines().filter(|l| !is_noise(l)).map(words).filter(|l| !l.is_empty()).collect();
             if code == step.code && matches(&expected, &actual) {
                 if sandbox.shows() {
                     println!("$ {}\n{output}? {code}", step.command);

@@ -55,8 +55,16 @@ impl Pipeline {
         let strategy = call.strategy();
         let mut current = store.get(call.namespace(), name).await?;
         let mut options = options.clone();
+        // What this request has marked. Whoever saw the mark may finish the deletion first, as a kubelet does with a pod that
+        // runs no more; then this request has got what it asked for.
+        let mut marked: Option<Arc<Object>> = None;
         for _ in 0..ATTEMPTS_MAX {
-            let Some(object) = &current else { return Err(call.not_found(name)) };
+            let object = match (&current, &marked) {
+                (Some(object), None) => object,
+                (Some(object), Some(marked)) if is_same(object, marked) => object,
+                (_, Some(marked)) => return Ok((finished(call, marked.to_tree()), true)),
+                (None, None) => return Err(call.not_found(name)),
+            };
             let old = object.tree();
             check_preconditions(call, name, &options, &old)?;
             let verdict = self.judge(call, &mut options, &old)?;
@@ -75,7 +83,10 @@ impl Pipeline {
                 Verdict::Marked { tree, then_delete } => match store.update(object, &tree, strategy.ttl(&tree)).await {
                     Ok(stored) if then_delete => match self.commit_delete(call, &stored).await {
                         Ok(last) => Ok((finished(call, last.to_tree()), true)),
-                        Err(e) => Err(e),
+                        Err(e) => {
+                            marked = Some(stored);
+                            Err(e)
+                        }
                     },
                     Ok(stored) => Ok((Deleted::Object(stored.to_tree()), false)),
                     Err(e) => Err(e),
@@ -204,6 +215,11 @@ impl Pipeline {
         let crate::list::Page { objects, meta } = page;
         Ok(Reply::ok(Content::List { objects, revision: meta.revision, next: meta.continue_token }))
     }
+}
+
+/// Whether both are one object, and not two of the same name.
+fn is_same(object: &Object, other: &Object) -> bool {
+    metadata::text(&object.tree(), "uid") == metadata::text(&other.tree(), "uid")
 }
 
 /// Deletion counts as a change of what is wanted.

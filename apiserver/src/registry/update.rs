@@ -181,7 +181,11 @@ impl Pipeline {
             && strategy.delete_during_update(&object)
         {
             if !rules.options.dry_run {
-                self.commit_delete(call, current).await?;
+                match self.commit_delete(call, current).await {
+                    // Somebody else took the last finalizer off at the same time: both got what they asked for.
+                    Ok(_) | Err(CommitError::Conflict(None)) => {}
+                    Err(e) => return Err(e),
+                }
             }
             return Ok((Outcome::DryRun(object), false));
         }

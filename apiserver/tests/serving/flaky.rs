@@ -1,8 +1,9 @@
-//! A store that refuses to list some keys a few times, as one does that is out of reach for a moment.
+//! A store with ill luck: it refuses to list some keys a few times, as one does that is out of reach for a moment, and somebody
+//! else is always the first to delete others.
 
 use async_trait::async_trait;
 use coxswain_storage::embedded::Embedded;
-use coxswain_storage::{Changes, Entry, Error, ListOptions, Page, Result, Revision, Storage, Write};
+use coxswain_storage::{Changes, Entry, Error, ListOptions, Op, Page, Result, Revision, Storage, Write};
 use futures::stream::BoxStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,11 +14,22 @@ pub struct Flaky {
     pub refused: &'static str,
     /// so many times.
     pub left: AtomicUsize,
+    /// Keys with this in their names are gone by the time that their deletion is asked for.
+    pub raced: &'static str,
+}
+
+impl Flaky {
+    pub fn new(inner: Embedded) -> Self {
+        Self { inner, refused: "", left: AtomicUsize::new(0), raced: "-" }
+    }
 }
 
 #[async_trait]
 impl Storage for Flaky {
     async fn commit(&self, batch: Vec<Write>) -> Result<Revision> {
+        if batch.iter().any(|write| matches!(write.op, Op::Delete) && write.key.contains(self.raced)) {
+            self.inner.commit(batch.clone()).await?;
+        }
         self.inner.commit(batch).await
     }
 
