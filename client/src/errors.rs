@@ -53,6 +53,8 @@ pub fn has_cause(error: &Error, cause: &str) -> bool {
 pub fn message(error: &Error) -> String {
     match error {
         Error::Api(status) => status.message.clone(),
+        // What is wrapped says it all; the wrapper would only add its own name.
+        Error::Service(source) => source.to_string(),
         other => other.to_string(),
     }
 }

@@ -187,12 +187,18 @@ impl Correlator {
         }
         similar.last = now;
         let mut key = format!("{group}\u{0}{message}");
-        if similar.messages.len() < SIMILAR_MAX || similar.messages.contains(&message) {
-            similar.messages.insert(message);
-        }
-        if similar.messages.len() >= SIMILAR_MAX {
-            event.message = Some(format!("(combined from similar events): {}", event.message.unwrap_or_default()));
-            key = group.to_owned();
+        // The first messages go on being counted each for itself; all others share one event.
+        if !similar.messages.contains(&message) {
+            if similar.messages.len() + 1 < SIMILAR_MAX {
+                similar.messages.insert(message);
+            } else {
+                event.message = Some(format!("(combined from similar events): {}", event.message.unwrap_or_default()));
+                // Upstream makes this event of the older fields alone.
+                event.metadata.annotations = None;
+                event.reporting_component = None;
+                event.reporting_instance = None;
+                key = group.to_owned();
+            }
         }
         if !self.allowed(&event, now) {
             return (Verdict::Drop, key);

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
@@ -141,7 +141,7 @@ impl Controller {
             }
         };
         if expected.unmanaged {
-            let text = spec.selector.as_ref().map(print_selector).unwrap_or_default();
+            let text = spec.selector.as_ref().map(selector::print).unwrap_or_default();
             self.context.recorder.warning(
                 &about,
                 "UnmanagedPods",
@@ -353,23 +353,4 @@ fn with_condition(budget: &PodDisruptionBudget, state: &str, reason: &str, messa
         None => conditions.push(new),
     }
     conditions
-}
-
-/// A selector as Go prints it, which is how it appears in events.
-fn print_selector(selector: &LabelSelector) -> String {
-    let mut labels = String::new();
-    for (key, value) in selector.match_labels.iter().flatten() {
-        labels.push_str(&format!("{key}: {value},"));
-    }
-    let mut expressions = String::new();
-    for wanted in selector.match_expressions.iter().flatten() {
-        let values = wanted.values.as_deref().unwrap_or_default().join(" ");
-        expressions.push_str(&format!(
-            "LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},",
-            wanted.key, wanted.operator
-        ));
-    }
-    format!(
-        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
-    )
 }

@@ -8,12 +8,12 @@ use coxswain_client::drive::{drive, feed};
 use coxswain_client::events;
 use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
-use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service};
+use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::Context;
 use crate::common::slim::SlimPod;
-use crate::common::{owners, pods, selector};
+use crate::common::{hash, owners, pods, selector};
 use crate::endpointslice::plan::TRIGGER_TIME;
 use crate::endpointslice::{HEADLESS, build, services_of_change};
 
@@ -163,11 +163,15 @@ impl Controller {
     }
 }
 
-/// The subsets of a service's pods: pods with the same ports are one subset. Also whether some had to be left out.
+/// Addresses by IP and UID, each with whether it is ready.
+type Addresses = BTreeMap<(String, String), (EndpointAddress, bool)>;
+
+/// The subsets of a service's pods: ports that the same pods have are one subset. Also whether some had to be left out.
 fn subsets(service: &Service, pods: &[Arc<SlimPod>]) -> (Vec<EndpointSubset>, bool) {
     let spec = service.spec.clone().unwrap_or_default();
     let publish_unready = spec.publish_not_ready_addresses == Some(true);
-    let mut by_ports: Vec<(Vec<EndpointPort>, BTreeMap<(String, String), (EndpointAddress, bool)>)> = Vec::new();
+    // Without a port for the pods of a service that has none.
+    let mut by_port: Vec<(Option<EndpointPort>, Addresses)> = Vec::new();
     let family = build::address_types(service).into_iter().next().unwrap_or_default();
     for pod in pods {
         let gone = pods::is_terminated(pod) || (owners::is_deleting(&pod.metadata) && !publish_unready);
@@ -178,37 +182,34 @@ fn subsets(service: &Service, pods: &[Arc<SlimPod>]) -> (Vec<EndpointSubset>, bo
             node_name: Some(pods::node_name(pod).to_owned()).filter(|name| !name.is_empty()),
             target_ref: Some(build::target_reference(pod)),
         };
-        let mut ports: Vec<EndpointPort> = spec
-            .ports
-            .iter()
-            .flatten()
-            .filter_map(|port| {
-                Some(EndpointPort {
-                    name: port.name.clone().filter(|name| !name.is_empty()),
-                    port: build::find_port(pod, port)?,
-                    protocol: Some(build::protocol(port).to_owned()),
-                    app_protocol: port.app_protocol.clone(),
-                })
-            })
-            .collect();
-        if ports.is_empty() && spec.ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
-            continue;
-        }
-        ports.sort_by(|a, b| (a.port, &a.name, &a.protocol).cmp(&(b.port, &b.name, &b.protocol)));
         let ready = publish_unready || pods::is_ready(pod);
         let key = (ip, owners::uid(&pod.metadata).to_owned());
-        match by_ports.iter_mut().find(|(known, _)| *known == ports) {
-            Some((_, addresses)) => {
-                addresses.insert(key, (address, ready));
+        let ports = spec.ports.as_deref().filter(|ports| !ports.is_empty());
+        let ports: Vec<Option<EndpointPort>> = match ports {
+            None => vec![None],
+            Some(ports) => ports.iter().filter_map(|port| endpoint_port(pod, port)).map(Some).collect(),
+        };
+        for port in ports {
+            let address = (address.clone(), ready);
+            match by_port.iter_mut().find(|(known, _)| *known == port) {
+                Some((_, addresses)) => drop(addresses.insert(key.clone(), address)),
+                None => by_port.push((port, BTreeMap::from([(key.clone(), address)]))),
             }
-            None => by_ports.push((ports, BTreeMap::from([(key, (address, ready))]))),
         }
     }
-    let total: usize = by_ports.iter().map(|(_, addresses)| addresses.len()).sum();
+    let mut groups: Vec<(Vec<EndpointPort>, Addresses)> = Vec::new();
+    for (port, addresses) in by_port {
+        match groups.iter_mut().find(|(_, known)| *known == addresses) {
+            Some((ports, _)) => ports.extend(port),
+            None => groups.push((port.into_iter().collect(), addresses)),
+        }
+    }
+    let total: usize = groups.iter().map(|(_, addresses)| addresses.len()).sum();
     let mut left = ADDRESSES_MAX;
-    let subsets = by_ports
+    let mut subsets: Vec<EndpointSubset> = groups
         .into_iter()
-        .map(|(ports, addresses)| {
+        .map(|(mut ports, addresses)| {
+            ports.sort_by_cached_key(|port| hash::deep("v1.EndpointPort", port));
             let (ready, unready): (Vec<_>, Vec<_>) = addresses.into_values().partition(|(_, ready)| *ready);
             let mut some = |addresses: Vec<(EndpointAddress, bool)>| {
                 let kept: Vec<_> = addresses.into_iter().take(left).map(|(address, _)| address).collect();
@@ -223,5 +224,16 @@ fn subsets(service: &Service, pods: &[Arc<SlimPod>]) -> (Vec<EndpointSubset>, bo
         })
         .filter(|subset| subset.addresses.is_some() || subset.not_ready_addresses.is_some())
         .collect();
+    subsets.sort_by_cached_key(|subset| hash::deep("v1.EndpointSubset", subset));
     (subsets, total > ADDRESSES_MAX)
+}
+
+/// A service's port as a pod has it; none if the pod names no such port.
+fn endpoint_port(pod: &SlimPod, port: &ServicePort) -> Option<EndpointPort> {
+    Some(EndpointPort {
+        name: port.name.clone().filter(|name| !name.is_empty()),
+        port: build::find_port(pod, port)?,
+        protocol: Some(build::protocol(port).to_owned()),
+        app_protocol: port.app_protocol.clone(),
+    })
 }

@@ -8,11 +8,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coxswain_client::events::EventRecorder;
 use coxswain_client::informer::{Change, Reflector, Target};
 use coxswain_client::objects::{self, Deletion, PatchKind};
 use coxswain_client::runner::run_controller;
 use coxswain_client::{Client, Selection, WorkQueue, errors, kube};
 use http::Method;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -27,7 +29,7 @@ use crate::common::owners;
 
 mod graph;
 
-use graph::{Graph, Node, Work};
+use graph::{Graph, Node, Owner, Work};
 
 const WORKERS: usize = 20;
 /// How often kinds that came or went are looked for.
@@ -58,13 +60,46 @@ impl fmt::Display for Uid {
     }
 }
 
+/// What an owner that was looked for is known by. A UID alone does not do: a dependent may call it something that it is not,
+/// and what is absent under one name may well be there under another.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Coordinates {
+    api_version: String,
+    kind: String,
+    /// Empty for objects of the cluster.
+    namespace: String,
+    name: String,
+    uid: String,
+}
+
+impl Coordinates {
+    fn new(reference: &OwnerReference, namespace: &str) -> Self {
+        Self {
+            api_version: reference.api_version.clone(),
+            kind: reference.kind.clone(),
+            namespace: namespace.to_owned(),
+            name: reference.name.clone(),
+            uid: reference.uid.clone(),
+        }
+    }
+}
+
+/// What has become of an owner.
+enum Found {
+    Present(Box<ObjectMeta>),
+    Absent,
+    /// An object of the cluster cannot be owned by one of a namespace; nothing will make it so, and nothing is deleted for it.
+    Impossible,
+}
+
 struct Collector {
     client: Client,
     graph: Mutex<Graph>,
     deletions: WorkQueue<Uid>,
     orphanings: WorkQueue<Uid>,
     resources: Mutex<Watched>,
-    absent: Mutex<HashMap<String, Instant>>,
+    absent: Mutex<HashMap<Coordinates, Instant>>,
+    recorder: EventRecorder,
     /// UIDs of objects whose owners' kinds were not known when they were looked at.
     unmatched: Mutex<HashSet<String>>,
     definitions_changed: Notify,
@@ -84,6 +119,7 @@ pub async fn run(context: Context) {
         orphanings: WorkQueue::new(),
         resources: Mutex::default(),
         absent: Mutex::default(),
+        recorder: context.recorder.clone(),
         unmatched: Mutex::default(),
         definitions_changed: Notify::new(),
     });
@@ -197,6 +233,7 @@ impl Collector {
             match work {
                 Work::Delete(uid) => self.deletions.add(Uid(uid)),
                 Work::Orphan(uid) => self.orphanings.add(Uid(uid)),
+                Work::Report { uid, owner } => self.report(&uid, &owner),
             }
         }
     }
@@ -221,9 +258,10 @@ impl Collector {
         let (mut solid, mut dangling, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
         for reference in &references {
             match self.owner(&node, reference).await? {
-                None => dangling.push(reference),
-                Some(owner) if is_foreground(&owner) => waiting.push(reference),
-                Some(_) => solid.push(reference),
+                Found::Absent => dangling.push(reference),
+                Found::Present(owner) if is_foreground(&owner) => waiting.push(reference),
+                Found::Present(_) => solid.push(reference),
+                Found::Impossible => return Ok(()),
             }
         }
         let path = node.path();
@@ -325,10 +363,16 @@ impl Collector {
         Ok(found.filter(|meta| owners::uid(meta) == node.uid))
     }
 
-    /// An owner as the graph or the server has it; `None` if it is gone for good.
-    async fn owner(&self, dependent: &Node, reference: &OwnerReference) -> Result<Option<ObjectMeta>, kube::Error> {
-        if self.absent.lock().get(&reference.uid).is_some_and(|since| since.elapsed() < ABSENT_TTL) {
-            return Ok(None);
+    /// An owner as the server has it.
+    async fn owner(&self, dependent: &Node, reference: &OwnerReference) -> Result<Found, kube::Error> {
+        let namespaces = ["", dependent.namespace.as_str()];
+        let known_absent = {
+            let absent = self.absent.lock();
+            let since = |namespace: &&str| absent.get(&Coordinates::new(reference, namespace)).copied();
+            namespaces.iter().filter_map(since).any(|since| since.elapsed() < ABSENT_TTL)
+        };
+        if known_absent {
+            return Ok(Found::Absent);
         }
         let group = reference.api_version.split_once('/').map_or("", |(group, _)| group);
         let resource = self.resources.lock().by_kind.get(&(group.to_owned(), reference.kind.clone())).cloned();
@@ -342,22 +386,39 @@ impl Collector {
                 format!("no matches for kind \"{}\" in \"{}\"", reference.kind, reference.api_version).into(),
             ));
         };
-        // An object of the cluster cannot be owned by one of a namespace.
-        let found = if resource.namespaced && dependent.namespace.is_empty() {
-            None
-        } else {
-            let path = resource.path(&dependent.namespace, &reference.name);
-            errors::ignore_not_found(objects::request::<Object>(&self.client, Method::GET, &path, "", None).await)?
-        };
-        let found = found.map(|object| object.metadata).filter(|meta| owners::uid(meta) == reference.uid);
-        if found.is_none() {
-            let mut absent = self.absent.lock();
-            if absent.len() >= ABSENT_MAX {
-                absent.clear();
-            }
-            absent.insert(reference.uid.clone(), Instant::now());
+        if resource.namespaced && dependent.namespace.is_empty() {
+            return Ok(Found::Impossible);
         }
-        Ok(found)
+        let namespace = if resource.namespaced { dependent.namespace.as_str() } else { "" };
+        let path = resource.path(namespace, &reference.name);
+        let found = objects::request::<Object>(&self.client, Method::GET, &path, "", None).await;
+        let found = errors::ignore_not_found(found)?.map(|object| object.metadata);
+        if let Some(meta) = found.filter(|meta| owners::uid(meta) == reference.uid) {
+            return Ok(Found::Present(Box::new(meta)));
+        }
+        let mut absent = self.absent.lock();
+        if absent.len() >= ABSENT_MAX {
+            absent.clear();
+        }
+        absent.insert(Coordinates::new(reference, namespace), Instant::now());
+        Ok(Found::Absent)
+    }
+
+    fn report(&self, uid: &str, owner: &Owner) {
+        let Some(node) = self.graph.lock().get(uid) else { return };
+        let about = ObjectReference {
+            api_version: Some(node.resource.api_version()),
+            kind: Some(node.resource.kind.clone()),
+            namespace: Some(node.namespace.clone()),
+            name: Some(node.name),
+            uid: Some(node.uid),
+            ..ObjectReference::default()
+        };
+        let message = format!(
+            "ownerRef [{}/{}, namespace: {}, name: {}, uid: {}] does not exist in namespace \"{}\"",
+            owner.api_version, owner.kind, node.namespace, owner.name, owner.uid, node.namespace
+        );
+        self.recorder.warning(&about, "OwnerRefInvalidNamespace", message);
     }
 }
 

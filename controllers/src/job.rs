@@ -178,18 +178,25 @@ impl Controller {
         }
         let before = status.clone();
         let mut view = View::new(&job, &before, &pods, &released);
-        let retry_after = self.note_failures(&key, &pods, &view, now);
-        view.backoff = retry_after;
+        let failures_wait = self.note_failures(&key, &pods, &view, now);
+        let retry_after = if view.backoff_limit_per_index.is_some() {
+            // Each index waits for itself.
+            view.next_index_after(now)
+        } else {
+            view.backoff = failures_wait;
+            failures_wait
+        };
 
         let mut outcome = plan::plan(&view, now);
         let mut failure = None;
         if satisfied && !owners::is_deleting(&job.metadata) {
             match &outcome {
                 Outcome::Delete { pods: doomed, condition } if !doomed.is_empty() => {
-                    failure = self.delete_pods(&name, &job, doomed.clone(), condition.is_some()).await.err();
+                    let fails = condition.as_ref().is_some_and(|condition| condition.type_ == "FailureTarget");
+                    failure = self.delete_pods(&name, &job, doomed.clone(), fails).await.err();
                 }
                 Outcome::Create { count } if *count > 0 => {
-                    failure = self.create_pods(&name, &job, &view, *count).await.err();
+                    failure = self.create_pods(&name, &job, &view, *count, now).await.err();
                 }
                 _ => {}
             }
@@ -265,7 +272,14 @@ impl Controller {
         record.remaining(now)
     }
 
-    async fn create_pods(&self, name: &str, job: &Job, view: &View<'_>, count: usize) -> Result<(), kube::Error> {
+    async fn create_pods(
+        &self,
+        name: &str,
+        job: &Job,
+        view: &View<'_>,
+        count: usize,
+        now: Timestamp,
+    ) -> Result<(), kube::Error> {
         let count = count.min(PODS_MAX);
         let mut template = job.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
         let meta = template.metadata.get_or_insert_default();
@@ -275,7 +289,7 @@ impl Controller {
         }
         let pod = pod_control::pod_from_template(&template, &job.metadata, owners::controller_reference(job));
         let bodies: Vec<Pod> = if view.is_indexed() {
-            let pending = view.pending_indexes(count);
+            let pending = view.pending_indexes(count, now);
             pending.into_iter().map(|index| indexes::pod_of(&pod, owners::name(&job.metadata), index, view)).collect()
         } else {
             vec![pod; count]
@@ -293,7 +307,7 @@ impl Controller {
         }
     }
 
-    /// Deletes running pods. Those of a job that ends count as failed; those of one that shrinks or pauses do not count.
+    /// Deletes running pods. Those of a job that fails count as failed; those of one that succeeds, shrinks or pauses do not count.
     async fn delete_pods(
         &self,
         name: &str,
@@ -334,10 +348,15 @@ impl Controller {
         count_released(&mut status, &tracked);
         let mut to_release = Vec::new();
         {
+            let ends = ["FailureTarget", "SuccessCriteriaMet"].iter().any(|kind| conditions::is_true(&status, kind));
             let uncounted = status.uncounted_terminated_pods.get_or_insert_default();
             let mut listed: HashSet<String> =
                 uncounted.succeeded.iter().chain(&uncounted.failed).flatten().cloned().collect();
+            let kept: HashSet<&str> = view.to_replace.values().map(|pod| owners::uid(&pod.metadata)).collect();
             for pod in &view.tracked {
+                if !ends && kept.contains(owners::uid(&pod.metadata)) {
+                    continue;
+                }
                 let verdict = view.verdict(pod);
                 if verdict == plan::Verdict::Running || listed.len() >= UNCOUNTED_MAX {
                     continue;

@@ -11,7 +11,7 @@ use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube
 use http::Method;
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{
-    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricStatus,
+    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus,
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -146,7 +146,10 @@ impl Controller {
             least
         } else {
             let reckoned = replicas::reckon(&self.context, &self.pods, autoscaler, &scale.selector, &scale, now).await;
-            status.current_metrics = reckoned.metrics;
+            status.current_metrics = Some(reckoned.metrics);
+            for failure in &reckoned.failures {
+                recorder.warning(&about, failure.reason, failure.message.clone());
+            }
             match reckoned.result {
                 Ok((proposed, metric)) => {
                     set_condition(
@@ -168,16 +171,12 @@ impl Controller {
                     set_condition(status, "ScalingLimited", kind, why, text);
                     desired
                 }
-                Err((why, message)) => {
-                    recorder.warning(&about, why, message.clone());
-                    let full = format!("the HPA was unable to compute the replica count: {message}");
-                    set_condition(status, "ScalingActive", "False", why, &full);
-                    let invalid = spec.metrics.as_ref().map_or(0, Vec::len);
-                    recorder.warning(
-                        &about,
-                        "FailedComputeMetricsReplicas",
-                        format!("invalid metrics ({invalid} invalid out of {invalid}), first error is: {message}"),
-                    );
+                Err(message) => {
+                    if let Some(first) = reckoned.failures.first() {
+                        let full = format!("the HPA was unable to compute the replica count: {}", first.message);
+                        set_condition(status, "ScalingActive", "False", first.reason, &full);
+                    }
+                    recorder.warning(&about, "FailedComputeMetricsReplicas", message);
                     status.current_replicas = Some(current);
                     return Ok(());
                 }
@@ -285,6 +284,3 @@ fn set_condition(status: &mut HorizontalPodAutoscalerStatus, kind: &str, state: 
         None => conditions.push(new),
     }
 }
-
-/// Metrics as the status shows them.
-type Metrics = Option<Vec<MetricStatus>>;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use coxswain_api::quantity::Quantity;
 use coxswain_client::drive::{drive, every, feed};
@@ -24,6 +25,11 @@ use crate::common::{owners, pods};
 mod usage;
 
 const WORKERS: usize = 5;
+/// How soon a quota with new limits is counted a second time.
+const SETTLE: Duration = Duration::from_secs(1);
+/// A count that takes back charges waits until there were none for this long, so many times at most.
+const QUIET: Duration = Duration::from_millis(200);
+const WAITS_MAX: usize = 5;
 
 struct Controller {
     context: Context,
@@ -32,6 +38,8 @@ struct Controller {
     services: Store<Service>,
     claims: Store<PersistentVolumeClaim>,
     queue: WorkQueue<ObjectKey>,
+    /// When each quota last changed, and how often a lower count has waited since.
+    changes: Mutex<HashMap<ObjectKey, (Instant, usize)>>,
     /// Objects of the kinds that some quota counts, by the quota's name for the kind.
     counters: Mutex<HashMap<String, Counter>>,
 }
@@ -59,26 +67,45 @@ pub async fn run(context: Context) {
         services: services.store(),
         claims: claims.store(),
         queue: WorkQueue::new(),
+        changes: Mutex::default(),
         counters: Mutex::default(),
         context: context.clone(),
     });
     let feeds = async {
         tokio::join!(
-            feed(&quotas, |event| controller.queue.add(ObjectKey::of(event.object().as_ref()))),
-            feed(&pods, |event| {
-                // A pod that ends, or is resized, frees what it used.
+            feed(&quotas, |event| {
+                let key = ObjectKey::of(event.object().as_ref());
+                match &event {
+                    Event::Deleted(_) => drop(controller.changes.lock().remove(&key)),
+                    _ => drop(controller.changes.lock().insert(key.clone(), (Instant::now(), 0))),
+                }
+                // Not when only its status changed: admission charges a quota before the object is stored, and a count made in
+                // between would take the charge back and let more in than the quota allows.
                 let relevant = match &event {
-                    Event::Updated { old, new } => {
-                        pods::is_terminated(old) != pods::is_terminated(new) || usage::of_pod(old) != usage::of_pod(new)
-                    }
-                    _ => true,
+                    Event::Added(_) => true,
+                    Event::Updated { old, new } => hard(old) != hard(new),
+                    Event::Deleted(_) => false,
                 };
                 if relevant {
+                    controller.queue.add(key);
+                }
+            }),
+            // A pod that ends, or is resized, frees what it used.
+            feed(&pods, |event| {
+                if frees(&event, |pod| (pods::is_terminated(pod), usage::of_pod(pod))) {
                     controller.enqueue_namespace(owners::namespace(&event.object().metadata));
                 }
             }),
-            feed(&services, |event| controller.enqueue_namespace(owners::namespace(&event.object().metadata))),
-            feed(&claims, |event| controller.enqueue_namespace(owners::namespace(&event.object().metadata))),
+            feed(&services, |event| {
+                if frees(&event, usage::of_service) {
+                    controller.enqueue_namespace(owners::namespace(&event.object().metadata));
+                }
+            }),
+            feed(&claims, |event| {
+                if frees(&event, usage::of_claim) {
+                    controller.enqueue_namespace(owners::namespace(&event.object().metadata));
+                }
+            }),
             every(context.config.resource_quota_sync_period, &context.shutdown, || async {
                 for quota in controller.quotas.list() {
                     controller.queue.add(ObjectKey::of(quota.as_ref()));
@@ -110,7 +137,7 @@ impl Controller {
 
     async fn reconcile(self: Arc<Self>, key: ObjectKey) -> Result<(), kube::Error> {
         let Some(quota) = self.quotas.get_key(&key) else { return Ok(()) };
-        let hard = quota.spec.as_ref().and_then(|spec| spec.hard.clone()).unwrap_or_default();
+        let hard = hard(&quota).cloned().unwrap_or_default();
         let mut used: BTreeMap<String, Quantity> = BTreeMap::new();
         let scoped: Vec<Arc<SlimPod>> =
             self.pods.list_namespace(&key.namespace).into_iter().filter(|pod| usage::in_scope(&quota, pod)).collect();
@@ -142,12 +169,34 @@ impl Controller {
             };
             counted.insert(name.clone(), Text(quantity.to_string()));
         }
+        if quota.status.as_ref().and_then(|status| status.hard.as_ref()) != Some(&hard) {
+            // What was made before admission knew these limits was charged to nobody: it is found by counting once more.
+            self.queue.add_after(key.clone(), SETTLE);
+        }
+        if self.is_being_charged(&key, &quota, &counted) {
+            self.queue.add_after(key, QUIET);
+            return Ok(());
+        }
         let status = ResourceQuotaStatus { hard: Some(hard), used: Some(counted) };
         if quota.status.as_ref() == Some(&status) {
             return Ok(());
         }
         let updated = ResourceQuota { status: Some(status), ..quota.as_ref().clone() };
         errors::ignore_not_found(objects::update_status(&self.context.client, &updated).await).map(drop)
+    }
+
+    /// Whether fewer were counted than admission has charged, a moment ago: what was charged may not be stored yet.
+    fn is_being_charged(&self, key: &ObjectKey, quota: &ResourceQuota, counted: &BTreeMap<String, Text>) -> bool {
+        let quantity = |text: Option<&Text>| text.and_then(|text| Quantity::parse(&text.0).ok());
+        let charged = quota.status.as_ref().and_then(|status| status.used.as_ref());
+        let lower = charged.into_iter().flatten().any(|(name, charged)| {
+            quantity(counted.get(name)).zip(quantity(Some(charged))).is_some_and(|(counted, charged)| counted < charged)
+        });
+        let mut changes = self.changes.lock();
+        let Some((last, waits)) = changes.get_mut(key).filter(|_| lower) else { return false };
+        let waits_on = last.elapsed() < QUIET && *waits < WAITS_MAX;
+        *waits += 1;
+        waits_on
     }
 
     /// How many objects of a kind a namespace has; `None` while that is being found out.
@@ -204,11 +253,7 @@ impl Controller {
                     }
                     Change::Applied(object) => {
                         let (namespace, name) = key(object);
-                        let new = guard.get_or_insert_default().entry(namespace.clone()).or_default().insert(name);
-                        drop(guard);
-                        if new {
-                            self.enqueue_namespace(&namespace);
-                        }
+                        guard.get_or_insert_default().entry(namespace).or_default().insert(name);
                     }
                     Change::Deleted(object) => {
                         let (namespace, name) = key(object);
@@ -221,6 +266,19 @@ impl Controller {
                 }
             })
             .await;
+    }
+}
+
+fn hard(quota: &ResourceQuota) -> Option<&BTreeMap<String, Text>> {
+    quota.spec.as_ref().and_then(|spec| spec.hard.as_ref())
+}
+
+/// Whether an object may have given something back. What it takes was charged by admission before it was there.
+fn frees<T, U: PartialEq>(event: &Event<T>, usage: impl Fn(&T) -> U) -> bool {
+    match event {
+        Event::Added(_) => false,
+        Event::Updated { old, new } => usage(old) != usage(new),
+        Event::Deleted(_) => true,
     }
 }
 

@@ -355,10 +355,9 @@ impl Controller {
                 continue;
             }
             let pod: &Pod = pod;
-            let mut reference = owners::controller_reference(pod);
-            reference.controller = None;
-            reference.block_owner_deletion = None;
-            references.push(reference);
+            // The set lets go of the claim as the pod takes hold of it: an object has one controller.
+            references.retain(|reference| reference.uid != owners::uid(&set.metadata));
+            references.push(owners::controller_reference(pod));
             errors::ignore_not_found(objects::update(&self.context.client, &present).await)?;
         }
         Ok(())

@@ -10,6 +10,7 @@ use std::fmt::Write;
 use std::sync::LazyLock;
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 mod quantity;
@@ -40,16 +41,23 @@ static TYPES: LazyLock<HashMap<&'static str, Vec<Field>>> = LazyLock::new(|| {
 pub fn pod_template(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
     let value = serde_json::to_value(template).expect("a template is valid JSON");
     let mut hash = Fnv32a::new();
-    hash.write(dump(&value).as_bytes());
+    hash.write(dump("v1.PodTemplateSpec", &value).as_bytes());
     if let Some(collisions) = collisions {
         hash.write(&u64::from(collisions as u32).to_le_bytes());
     }
     safe_encode(&hash.0.to_string())
 }
 
-fn dump(template: &Value) -> String {
+/// The hash by which upstream orders the parts of Endpoints (`DeepHashObject` with FNV-1a of 128 bits). `kind` is the Go type.
+pub fn deep(kind: &'static str, object: &impl Serialize) -> u128 {
+    let value = serde_json::to_value(object).expect("an object is valid JSON");
+    let step = |hash: u128, byte| (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+    dump(kind, &value).bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, step)
+}
+
+fn dump(kind: &'static str, value: &Value) -> String {
     let mut out = String::with_capacity(8192);
-    format(&mut out, "v1.PodTemplateSpec", Some(template), true);
+    format(&mut out, kind, Some(value), true);
     out
 }
 
@@ -192,6 +200,14 @@ mod tests {
     /// Of a template as defaulted by the API server.
     fn hash(template: Value) -> String {
         pod_template(&serde_json::from_value(template).unwrap(), None)
+    }
+
+    #[test]
+    fn ports_are_in_upstreams_order() {
+        let port = |name: &str, port: i32, protocol: &str| {
+            deep("v1.EndpointPort", &serde_json::json!({"name": name, "port": port, "protocol": protocol}))
+        };
+        assert!(port("b", 8081, "UDP") < port("a", 8080, "TCP"));
     }
 
     #[test]

@@ -25,6 +25,25 @@ pub fn matches(selector: Option<&LabelSelector>, labels: Option<&Labels>) -> boo
         })
 }
 
+/// A selector as Go prints it, which is how it appears in events.
+pub fn print(selector: &LabelSelector) -> String {
+    let mut labels = String::new();
+    for (key, value) in selector.match_labels.iter().flatten() {
+        labels.push_str(&format!("{key}: {value},"));
+    }
+    let mut expressions = String::new();
+    for wanted in selector.match_expressions.iter().flatten() {
+        let values = wanted.values.as_deref().unwrap_or_default().join(" ");
+        expressions.push_str(&format!(
+            "LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},",
+            wanted.key, wanted.operator
+        ));
+    }
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
+    )
+}
+
 pub fn is_empty(selector: &LabelSelector) -> bool {
     selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)

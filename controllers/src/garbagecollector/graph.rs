@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::{FOREGROUND, ORPHAN};
 use crate::common::discovery::Resource;
@@ -21,8 +21,30 @@ pub(super) struct Node {
     pub foreground: bool,
     /// Its dependents are to stay when it goes.
     pub orphaning: bool,
-    /// UIDs of its owners, and whether it holds up their deletion.
-    pub owners: Vec<(String, bool)>,
+    pub owners: Vec<Owner>,
+}
+
+/// What an object says of one of its owners, which need not be true: it names an object by more than its UID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub uid: String,
+    /// Whether the dependent holds up the owner's deletion.
+    pub blocks: bool,
+    pub api_version: String,
+    pub kind: String,
+    pub name: String,
+}
+
+impl From<OwnerReference> for Owner {
+    fn from(reference: OwnerReference) -> Self {
+        Self {
+            uid: reference.uid,
+            blocks: reference.block_owner_deletion == Some(true),
+            api_version: reference.api_version,
+            kind: reference.kind,
+            name: reference.name,
+        }
+    }
 }
 
 impl Node {
@@ -33,12 +55,7 @@ impl Node {
             deleting,
             foreground: deleting && has(FOREGROUND),
             orphaning: deleting && has(ORPHAN),
-            owners: meta
-                .owner_references
-                .iter()
-                .flatten()
-                .map(|owner| (owner.uid.clone(), owner.block_owner_deletion == Some(true)))
-                .collect(),
+            owners: meta.owner_references.iter().flatten().cloned().map(Owner::from).collect(),
             resource: resource.clone(),
             uid: meta.uid.unwrap_or_default(),
             namespace: meta.namespace.unwrap_or_default(),
@@ -49,6 +66,16 @@ impl Node {
     pub(super) fn path(&self) -> String {
         self.resource.path(&self.namespace, &self.name)
     }
+
+    /// Whether an object of another namespace, or one of the cluster, calls this one its owner.
+    fn is_out_of_reach_of(&self, dependent: &Node) -> bool {
+        !self.namespace.is_empty() && self.namespace != dependent.namespace
+    }
+
+    /// Whether a dependent calls this object what it is.
+    fn is_named_by(&self, owner: &Owner) -> bool {
+        self.name == owner.name && self.resource.kind == owner.kind && self.resource.api_version() == owner.api_version
+    }
 }
 
 /// An object to be looked at.
@@ -56,6 +83,11 @@ impl Node {
 pub(super) enum Work {
     Delete(String),
     Orphan(String),
+    /// Somebody should know that this object names an owner in another namespace.
+    Report {
+        uid: String,
+        owner: Owner,
+    },
 }
 
 #[derive(Default)]
@@ -86,7 +118,7 @@ impl Graph {
     pub(super) fn blocking_dependents(&self, uid: &str) -> Vec<(String, bool)> {
         let dependents = self.dependents.get(uid).into_iter().flatten().filter_map(|uid| self.nodes.get(uid));
         dependents
-            .filter(|node| node.owners.iter().any(|(owner, blocks)| owner == uid && *blocks))
+            .filter(|node| node.owners.iter().any(|owner| owner.uid == uid && owner.blocks))
             .map(|node| (node.uid.clone(), node.foreground))
             .collect()
     }
@@ -97,26 +129,37 @@ impl Graph {
         let uid = node.uid.clone();
         let old = self.nodes.get(&uid).cloned();
         let before = old.as_ref().map(|old| old.owners.as_slice()).unwrap_or_default();
-        for (owner, blocked) in before {
-            let still = node.owners.iter().find(|(present, _)| present == owner);
+        for owner in before {
+            let still = node.owners.iter().find(|present| present.uid == owner.uid);
             if still.is_none() {
-                self.unlink(owner, &uid);
+                self.unlink(&owner.uid, &uid);
             }
             // An owner that this object no longer holds up may be able to go now.
-            if *blocked && still.is_none_or(|(_, blocks)| !blocks) && self.is_foreground(owner) {
-                work.push(Work::Delete(owner.clone()));
+            if owner.blocks && still.is_none_or(|still| !still.blocks) && self.is_foreground(&owner.uid) {
+                work.push(Work::Delete(owner.uid.clone()));
             }
         }
-        for (owner, _) in &node.owners {
-            if before.iter().any(|(present, _)| present == owner) {
+        let mut suspect = false;
+        for owner in &node.owners {
+            if before.iter().any(|present| present.uid == owner.uid) {
                 continue;
             }
-            self.dependents.entry(owner.clone()).or_default().insert(uid.clone());
-            // The owner may be gone already, or about to go.
-            let gone_or_going = self.nodes.get(owner).is_none_or(|owner| owner.deleting);
-            if gone_or_going && !work.contains(&Work::Delete(uid.clone())) {
-                work.push(Work::Delete(uid.clone()));
-            }
+            self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
+            suspect |= match self.nodes.get(&owner.uid) {
+                // The owner may be gone already, or have never been.
+                None => true,
+                Some(found) if found.is_out_of_reach_of(&node) => {
+                    work.push(Work::Report { uid: uid.clone(), owner: owner.clone() });
+                    true
+                }
+                Some(found) => found.deleting || !found.is_named_by(owner),
+            };
+        }
+        if suspect {
+            work.push(Work::Delete(uid.clone()));
+        }
+        if old.is_none() {
+            work.extend(self.misled_dependents(&node));
         }
         if node.orphaning && !old.as_ref().is_some_and(|old| old.orphaning) {
             work.push(Work::Orphan(uid.clone()));
@@ -133,10 +176,10 @@ impl Graph {
     pub(super) fn remove(&mut self, uid: &str) -> Vec<Work> {
         let Some(node) = self.nodes.remove(uid) else { return Vec::new() };
         let mut work: Vec<Work> = self.dependents.get(uid).into_iter().flatten().cloned().map(Work::Delete).collect();
-        for (owner, _) in &node.owners {
-            self.unlink(owner, uid);
-            if self.is_foreground(owner) {
-                work.push(Work::Delete(owner.clone()));
+        for owner in &node.owners {
+            self.unlink(&owner.uid, uid);
+            if self.is_foreground(&owner.uid) {
+                work.push(Work::Delete(owner.uid.clone()));
             }
         }
         work
@@ -159,6 +202,16 @@ impl Graph {
     /// A resource is no longer served: what is known of its objects is no longer kept.
     pub(super) fn forget_resource(&mut self, resource: &Resource) -> Vec<Work> {
         self.replace(resource, Vec::new())
+    }
+
+    /// Dependents that were seen before their owner, and turn out to be out of its reach.
+    fn misled_dependents(&self, owner: &Node) -> Vec<Work> {
+        let dependents = self.dependents.get(&owner.uid).into_iter().flatten().filter_map(|uid| self.nodes.get(uid));
+        let misled = dependents.filter(|dependent| owner.is_out_of_reach_of(dependent));
+        let reference = |dependent: &Node| dependent.owners.iter().find(|found| found.uid == owner.uid).cloned();
+        misled
+            .filter_map(|dependent| Some(Work::Report { uid: dependent.uid.clone(), owner: reference(dependent)? }))
+            .collect()
     }
 
     fn is_foreground(&self, uid: &str) -> bool {
@@ -196,7 +249,17 @@ mod tests {
             deleting: foreground,
             foreground,
             orphaning: false,
-            owners: owners.iter().map(|(uid, blocks)| ((*uid).to_owned(), *blocks)).collect(),
+            owners: owners.iter().map(|(uid, blocks)| owner(uid, *blocks)).collect(),
+        }
+    }
+
+    fn owner(uid: &str, blocks: bool) -> Owner {
+        Owner {
+            uid: uid.to_owned(),
+            blocks,
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            name: uid.to_owned(),
         }
     }
 
@@ -224,5 +287,18 @@ mod tests {
         assert_eq!(graph.blocking_dependents("owner"), [("child".to_owned(), false)]);
         assert_eq!(graph.remove("child"), [delete("owner")]);
         assert!(graph.blocking_dependents("owner").is_empty());
+    }
+
+    #[test]
+    fn an_owner_that_is_not_what_its_dependent_says_is_looked_up() {
+        let elsewhere = |uid: &str, owners| Node { namespace: "elsewhere".to_owned(), ..node(uid, owners, false) };
+        let report = |uid: &str| Work::Report { uid: uid.to_owned(), owner: owner("owner", false) };
+        let mut graph = Graph::default();
+        assert_eq!(graph.apply(elsewhere("early", &[("owner", false)])), [delete("early")]);
+        assert_eq!(graph.apply(node("owner", &[], false)), [report("early")]);
+        assert_eq!(graph.apply(elsewhere("late", &[("owner", false)])), [report("late"), delete("late")]);
+        let mut other_kind = node("child", &[("owner", false)], false);
+        other_kind.owners[0].kind = "ConfigMap".to_owned();
+        assert_eq!(graph.apply(other_kind), [delete("child")]);
     }
 }

@@ -50,15 +50,19 @@ impl Record {
     }
 
     pub(super) fn remaining(&self, now: Timestamp) -> Option<Duration> {
-        let last = self.last?;
-        let delay = DELAY_MAX.min(DELAY * 2u32.saturating_pow(self.failures.saturating_sub(1).min(16)));
-        let passed = Duration::try_from(now.duration_since(last)).unwrap_or(Duration::ZERO);
-        Some(delay.saturating_sub(passed)).filter(|left| !left.is_zero())
+        remaining(self.failures, self.last?, now)
     }
 }
 
+/// What is left of the wait after so many failures, the last of them at `last`.
+pub(super) fn remaining(failures: u32, last: Timestamp, now: Timestamp) -> Option<Duration> {
+    let delay = DELAY_MAX.min(DELAY * 2u32.saturating_pow(failures.saturating_sub(1).min(16)));
+    let passed = Duration::try_from(now.duration_since(last)).unwrap_or(Duration::ZERO);
+    Some(delay.saturating_sub(passed)).filter(|left| !left.is_zero())
+}
+
 /// When the last container ended, or else when the pod went unready.
-fn finished_at(pod: &Pod) -> Timestamp {
+pub(super) fn finished_at(pod: &Pod) -> Timestamp {
     let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
     let ended = statuses
         .filter_map(|status| status.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref())

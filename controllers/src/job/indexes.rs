@@ -6,8 +6,8 @@ use std::fmt;
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
 
 use super::INDEX;
-use super::plan::View;
-use crate::common::{owners, pods};
+use super::plan::{Verdict, View};
+use crate::common::owners;
 
 /// A set of indexes, written as `1,3-5,7`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,10 +63,20 @@ pub(super) fn index_of(pod: &Pod) -> Option<u32> {
 
 /// How often an index has failed, as its pods remember.
 pub(super) fn failures_of(pod: &Pod) -> u32 {
-    owners::annotation(&pod.metadata, FAILURE_COUNT).and_then(|text| text.parse().ok()).unwrap_or(0)
+    number(pod, FAILURE_COUNT)
+}
+
+/// The same with the failures that do not count.
+pub(super) fn all_failures_of(pod: &Pod) -> u32 {
+    number(pod, FAILURE_COUNT).saturating_add(number(pod, IGNORED_FAILURE_COUNT))
+}
+
+fn number(pod: &Pod, annotation: &str) -> u32 {
+    owners::annotation(&pod.metadata, annotation).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 const FAILURE_COUNT: &str = "batch.kubernetes.io/job-index-failure-count";
+const IGNORED_FAILURE_COUNT: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
 
 /// The pod of an index: named after it, and told of it.
 pub(super) fn pod_of(pod: &Pod, job: &str, index: u32, view: &View) -> Pod {
@@ -76,14 +86,18 @@ pub(super) fn pod_of(pod: &Pod, job: &str, index: u32, view: &View) -> Pod {
     let annotations = pod.metadata.annotations.get_or_insert_with(BTreeMap::new);
     annotations.insert(INDEX.to_owned(), index.to_string());
     if view.backoff_limit_per_index.is_some() {
-        let failures = view
-            .tracked
-            .iter()
-            .filter(|pod| index_of(pod) == Some(index) && pods::phase(pod) == "Failed")
-            .map(|pod| failures_of(pod) + 1)
-            .max()
-            .unwrap_or(0);
+        let (mut failures, mut ignored) = (0, 0);
+        if let Some(replaced) = view.to_replace.get(&index) {
+            (failures, ignored) = (failures_of(replaced), number(replaced, IGNORED_FAILURE_COUNT));
+            match view.verdict(replaced) {
+                Verdict::Ignored => ignored += 1,
+                _ => failures += 1,
+            }
+        }
         annotations.insert(FAILURE_COUNT.to_owned(), failures.to_string());
+        if ignored > 0 {
+            annotations.insert(IGNORED_FAILURE_COUNT.to_owned(), ignored.to_string());
+        }
     }
     pod.metadata.labels.get_or_insert_with(BTreeMap::new).insert(INDEX.to_owned(), index.to_string());
     if let Some(spec) = &mut pod.spec {

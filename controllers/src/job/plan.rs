@@ -1,15 +1,15 @@
 //! What is to happen with a job, from its spec, its status and its pods. Pure.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
 
-use super::indexes::{Indexes, failures_of, index_of};
+use super::indexes::{Indexes, all_failures_of, failures_of, index_of};
 use super::policy::{self, Action};
-use super::{conditions, deadline_of, has_tracking};
+use super::{backoff, conditions, deadline_of, has_tracking};
 use crate::common::owners;
 use crate::common::pods::{self, Ranked, deletion_order};
 use crate::common::slim::SlimPod;
@@ -36,6 +36,9 @@ pub(super) struct View<'a> {
     pub succeeded_indexes: Indexes,
     pub failed_indexes: Indexes,
     pub backoff_limit_per_index: Option<i32>,
+    /// The last failed pod of each index that is to be tried again. It is not counted, and keeps its finalizer, until its successor
+    /// remembers how often the index has failed.
+    pub to_replace: BTreeMap<u32, Arc<SlimPod>>,
     /// How long no pods may be made, because others failed.
     pub backoff: Option<Duration>,
     succeeded: i32,
@@ -68,6 +71,7 @@ impl<'a> View<'a> {
             failed: status.failed.unwrap_or(0) + listed_failed.len() as i32,
             uncounted: listed_succeeded.union(&listed_failed).copied().collect(),
             tracked,
+            to_replace: BTreeMap::new(),
             backoff: None,
             newly_failed: false,
             spec,
@@ -105,12 +109,40 @@ impl<'a> View<'a> {
             if view.backoff_limit_per_index.is_some() {
                 lost.retain(|index| !view.succeeded_indexes.contains(*index));
                 view.failed_indexes.0.extend(lost);
+                view.to_replace = view.find_to_replace(end);
             }
             view.succeeded = view.succeeded_indexes.len() as i32;
         } else {
             view.succeeded += succeeded;
         }
         view
+    }
+
+    fn find_to_replace(&self, end: u32) -> BTreeMap<u32, Arc<SlimPod>> {
+        let running: HashSet<u32> = self.active.iter().filter_map(|pod| index_of(pod)).collect();
+        let rank = |pod: &SlimPod| (all_failures_of(pod), backoff::finished_at(pod));
+        let mut found: BTreeMap<u32, Arc<SlimPod>> = BTreeMap::new();
+        for pod in self.tracked.iter().filter(|pod| matches!(self.verdict(pod), Verdict::Failed | Verdict::Ignored)) {
+            let Some(index) = index_of(pod).filter(|index| *index < end) else { continue };
+            let over = running.contains(&index)
+                || self.succeeded_indexes.contains(index)
+                || self.failed_indexes.contains(index);
+            if !over && found.get(&index).is_none_or(|known| rank(pod) >= rank(known)) {
+                found.insert(index, pod.clone());
+            }
+        }
+        found
+    }
+
+    /// How long an index that failed waits before it is tried again.
+    fn index_backoff(&self, index: u32, now: Timestamp) -> Option<Duration> {
+        let failed = self.to_replace.get(&index)?;
+        backoff::remaining(all_failures_of(failed) + 1, backoff::finished_at(failed), now)
+    }
+
+    /// When the next index that waits may be tried again.
+    pub(super) fn next_index_after(&self, now: Timestamp) -> Option<Duration> {
+        self.to_replace.keys().filter_map(|index| self.index_backoff(*index, now)).min()
     }
 
     pub(super) fn is_indexed(&self) -> bool {
@@ -143,7 +175,8 @@ impl<'a> View<'a> {
     }
 
     /// The first indexes that are neither done nor lost, and that no pod works on.
-    pub(super) fn pending_indexes(&self, count: usize) -> Vec<u32> {
+    /// Of those, the ones that need not wait any longer.
+    pub(super) fn pending_indexes(&self, count: usize, now: Timestamp) -> Vec<u32> {
         let end = self.spec.completions.unwrap_or(0).max(0) as u32;
         let busy: HashSet<u32> = self
             .active
@@ -158,6 +191,7 @@ impl<'a> View<'a> {
                     && !self.failed_indexes.contains(*index)
             })
             .take(count)
+            .filter(|index| self.index_backoff(*index, now).is_none())
             .collect()
     }
 
@@ -319,6 +353,7 @@ pub(super) fn plan(view: &View, now: Timestamp) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Pod;
     use serde_json::{Value, json};
 
     use super::*;
@@ -376,5 +411,33 @@ mod tests {
             check(spec, json!({"completedIndexes": "0", "succeeded": 1}), &[("1", "Succeeded")]),
             "wait CompletionsReached"
         );
+    }
+
+    #[test]
+    fn an_index_that_failed_is_tried_again_after_its_own_wait_and_remembers() {
+        let view = |annotations: Value, now: i64| {
+            let spec = json!({
+                "template": {"spec": {"containers": [], "restartPolicy": "Never"}}, "completionMode": "Indexed",
+                "completions": 2, "parallelism": 2, "backoffLimitPerIndex": 1,
+            });
+            let job: Job = serde_json::from_value(json!({"metadata": {"name": "j"}, "spec": spec})).unwrap();
+            let end = json!({"terminated": {"exitCode": 1, "finishedAt": "1970-01-01T00:01:40Z"}});
+            let pod = json!({
+                "metadata": {"uid": "a", "finalizers": [super::super::TRACKING], "annotations": annotations},
+                "status": {"phase": "Failed", "containerStatuses": [
+                    {"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": end}]},
+            });
+            let pods = [Arc::new(SlimPod::of(serde_json::from_value(pod).unwrap()))];
+            let now = Timestamp::from_second(now).unwrap();
+            let status = JobStatus::default();
+            let view = View::new(&job, &status, &pods, &HashSet::new());
+            let next = super::super::indexes::pod_of(&Pod::default(), "j", 0, &view);
+            (view.pending_indexes(2, now), view.next_index_after(now), failures_of(&next), view.failed_indexes.len())
+        };
+        let first = json!({super::super::INDEX: "0", "batch.kubernetes.io/job-index-failure-count": "0"});
+        assert_eq!(view(first.clone(), 105), (vec![1], Some(Duration::from_secs(5)), 1, 0));
+        assert_eq!(view(first, 110), (vec![0, 1], None, 1, 0));
+        let second = json!({super::super::INDEX: "0", "batch.kubernetes.io/job-index-failure-count": "1"});
+        assert_eq!(view(second, 105), (vec![1], None, 0, 1));
     }
 }

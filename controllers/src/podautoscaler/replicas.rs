@@ -14,15 +14,25 @@ use k8s_openapi::api::autoscaling::v2::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use serde::Deserialize;
 
-use super::{Metrics, Scale};
+use super::Scale;
 use crate::Context;
 use crate::common::slim::SlimPod;
-use crate::common::{owners, pods, time};
+use crate::common::{owners, pods, selector, time};
 
-/// The size with the metric that asked for it, or a reason and a message.
 pub(super) struct Reckoned {
-    pub result: Result<(i32, String), (&'static str, String)>,
-    pub metrics: Metrics,
+    /// The size with the metric that asked for it, or what all failures together come to.
+    pub result: Result<(i32, String), String>,
+    /// One for each metric of the specification, empty where it failed.
+    pub metrics: Vec<MetricStatus>,
+    pub failures: Vec<Failure>,
+}
+
+/// Why a metric says nothing.
+pub(super) struct Failure {
+    pub reason: &'static str,
+    pub message: String,
+    /// The same, as it appears among the other metrics.
+    in_sum: String,
 }
 
 #[derive(Deserialize)]
@@ -60,7 +70,7 @@ pub(super) async fn reckon(
     let specs = autoscaler.spec.metrics.clone().unwrap_or_default();
     let mut metrics = Vec::new();
     let mut best: Option<(i32, String)> = None;
-    let mut first_failure = None;
+    let mut failures: Vec<Failure> = Vec::new();
     for spec in &specs {
         match of_metric(context, store, namespace, selector, scale, spec, now).await {
             Ok((size, name, status)) => {
@@ -70,18 +80,23 @@ pub(super) async fn reckon(
                 }
             }
             Err(failure) => {
-                first_failure.get_or_insert(failure);
+                metrics.push(MetricStatus::default());
+                failures.push(failure);
             }
         }
     }
     // A metric that fails must not let the others shrink the workload.
-    let result = match (best, first_failure) {
+    let result = match (best, failures.first()) {
         (Some((size, name)), None) => Ok((size, name)),
         (Some((size, name)), Some(_)) if size >= scale.spec => Ok((size, name)),
-        (_, Some(failure)) => Err(failure),
-        (None, None) => Err(("InvalidMetricSourceType", "no metrics are given".to_owned())),
+        (_, first) => Err(format!(
+            "invalid metrics ({} invalid out of {}), first error is: {}",
+            failures.len(),
+            specs.len(),
+            first.map_or("no metrics are given", |failure| failure.in_sum.as_str())
+        )),
     };
-    Reckoned { result, metrics: (!metrics.is_empty()).then_some(metrics) }
+    Reckoned { result, metrics, failures }
 }
 
 async fn of_metric(
@@ -92,19 +107,27 @@ async fn of_metric(
     scale: &Scale,
     spec: &MetricSpec,
     now: Timestamp,
-) -> Result<(i32, String, MetricStatus), (&'static str, String)> {
+) -> Result<(i32, String, MetricStatus), Failure> {
     let (resource, container, target) = match (&spec.resource, &spec.container_resource) {
         (Some(source), _) => (&source.name, None, &source.target),
         (_, Some(source)) => (&source.name, Some(source.container.as_str()), &source.target),
-        _ => {
-            let message =
-                format!("unable to fetch metrics of type {}: no custom metrics API is registered", spec.type_);
-            return Err(("FailedGetPodsMetric", message));
-        }
+        _ => return Err(unserved(spec, namespace)),
     };
     let fail = |message: String| {
         let what = if target.average_utilization.is_some() { "utilization" } else { "usage" };
-        ("FailedGetResourceMetric", format!("failed to get {resource} {what}: {message}"))
+        let message = format!("failed to get {resource} {what}: {message}");
+        match container {
+            None => Failure {
+                reason: "FailedGetResourceMetric",
+                in_sum: format!("failed to get {resource} resource metric value: {message}"),
+                message,
+            },
+            Some(container) => Failure {
+                reason: "FailedGetContainerResourceMetric",
+                in_sum: format!("failed to get {container} container metric value: {message}"),
+                message,
+            },
+        }
     };
     let usage = usage(context, namespace, selector, resource, container)
         .await
@@ -117,6 +140,39 @@ async fn of_metric(
         None => format!("{resource} resource"),
     };
     Ok((size.replicas, name, size.status(resource)))
+}
+
+/// Metrics that some API of others would have to serve.
+fn unserved(spec: &MetricSpec, namespace: &str) -> Failure {
+    const CUSTOM: &str =
+        "unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered";
+    if let Some(source) = &spec.object {
+        let (metric, object) = (&source.metric.name, &source.described_object);
+        // The order of the last four is upstream's.
+        let message = format!("unable to get metric {metric}: {} on {namespace} {}/{CUSTOM}", object.kind, object.name);
+        let in_sum = match source.target.average_value {
+            Some(_) => format!("failed to get object metric value: failed to get {metric} object metric: {message}"),
+            None => format!("failed to get object metric value: {message}"),
+        };
+        return Failure { reason: "FailedGetObjectMetric", message, in_sum };
+    }
+    if let Some(source) = &spec.external {
+        let metric = &source.metric.name;
+        let chosen = source.metric.selector.as_ref().map_or_else(|| "nil".to_owned(), selector::print);
+        let message = format!(
+            "unable to get external metric {namespace}/{metric}/{chosen}: unable to fetch metrics from external metrics \
+             API: the server could not find the requested resource (get {metric}.external.metrics.k8s.io)"
+        );
+        let why = match source.target.average_value {
+            Some(_) => format!("failed to get {metric} external metric"),
+            None => format!("failed to get external metric {metric}"),
+        };
+        let in_sum = format!("failed to get {metric} external metric value: {why}: {message}");
+        return Failure { reason: "FailedGetExternalMetric", message, in_sum };
+    }
+    let metric = spec.pods.as_ref().map_or("", |source| source.metric.name.as_str());
+    let message = format!("unable to get metric {metric}: {CUSTOM}");
+    Failure { reason: "FailedGetPodsMetric", in_sum: format!("failed to get pods metric value: {message}"), message }
 }
 
 /// Usage by pod, in thousandths.

@@ -63,10 +63,7 @@ pub(super) fn claims(set: &StatefulSet, ordinal: i32) -> Vec<PersistentVolumeCla
             claim.status = None;
             let retention = spec.and_then(|spec| spec.persistent_volume_claim_retention_policy.as_ref());
             if retention.and_then(|policy| policy.when_deleted.as_deref()) == Some("Delete") {
-                let mut reference = owners::controller_reference(set);
-                reference.controller = None;
-                reference.block_owner_deletion = None;
-                claim.metadata.owner_references = Some(vec![reference]);
+                claim.metadata.owner_references = Some(vec![owners::controller_reference(set)]);
             }
             claim
         })
