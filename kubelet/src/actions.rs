@@ -2,6 +2,7 @@
 //!
 //! A pure function: the pod's worker carries the plan out, looks at the runtime again, and asks for the next plan, until nothing is left.
 
+use crate::allocation::{Actuated, Change};
 use crate::cri::v1::{ContainerState, NamespaceMode};
 use crate::labels;
 use crate::pod::{self, PodExt, is_sidecar};
@@ -23,6 +24,7 @@ pub enum KillReason {
     DefinitionChanged,
     Liveness,
     Startup,
+    Resize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +46,10 @@ pub struct Actions {
     pub start_init: Vec<usize>,
     pub start_ephemeral: Vec<usize>,
     pub start: Vec<usize>,
+    /// Names of running containers whose resources are to be changed in place.
+    pub update: Vec<String>,
+    /// The pod's control group needs other limits.
+    pub update_pod: bool,
 }
 
 impl Actions {
@@ -54,6 +60,11 @@ impl Actions {
             && self.start_init.is_empty()
             && self.start_ephemeral.is_empty()
             && self.start.is_empty()
+            && !self.resizes()
+    }
+
+    pub fn resizes(&self) -> bool {
+        self.update_pod || !self.update.is_empty()
     }
 }
 
@@ -90,7 +101,7 @@ pub fn should_start(container: &Container, pod: &Pod, status: &RuntimePod) -> bo
     }
 }
 
-pub fn compute(pod: &Pod, status: &RuntimePod, health: &dyn Health) -> Actions {
+pub fn compute(pod: &Pod, status: &RuntimePod, health: &dyn Health, actuated: &Actuated) -> Actions {
     let spec = pod.spec();
     let (create_sandbox, attempt, sandbox_id) = sandbox_changed(pod, status);
     let mut plan = Actions { kill_pod: create_sandbox, create_sandbox, attempt, sandbox_id, ..Default::default() };
@@ -121,7 +132,7 @@ pub fn compute(pod: &Pod, status: &RuntimePod, health: &dyn Health) -> Actions {
         .filter(|i| status.find(&pod::ephemeral_containers(spec)[*i].name).is_none())
         .collect();
 
-    let initialized = plan_init(pod, status, health, &mut plan);
+    let initialized = plan_init(pod, status, health, actuated, &mut plan);
     if plan.kill_pod || !initialized {
         return plan;
     }
@@ -144,6 +155,7 @@ pub fn compute(pod: &Pod, status: &RuntimePod, health: &dyn Health) -> Actions {
                 }
                 plan.kill.push(kill);
             }
+            None if plan_resize(pod, container, running, actuated, &mut plan) => plan.start.push(i),
             None => kept += 1,
         }
     }
@@ -152,7 +164,35 @@ pub fn compute(pod: &Pod, status: &RuntimePod, health: &dyn Health) -> Actions {
         // Sidecars end with the containers they serve.
         plan.start_init.clear();
     }
+    plan.update_pod |= actuated.pod_differs(pod);
     plan
+}
+
+/// Plans what a running container needs for its resources to be those that were granted; says whether it has to be started anew.
+fn plan_resize(
+    pod: &Pod,
+    container: &Container,
+    running: &RuntimeContainer,
+    actuated: &Actuated,
+    plan: &mut Actions,
+) -> bool {
+    match actuated.change(pod, container, &running.id) {
+        Change::None => false,
+        Change::InPlace => {
+            plan.update.push(container.name.clone());
+            false
+        }
+        Change::Restart => {
+            plan.kill.push(Kill {
+                id: running.id.clone(),
+                name: container.name.clone(),
+                message: format!("Container {} resize requires restart", container.name),
+                reason: KillReason::Resize,
+            });
+            plan.update_pod = true;
+            true
+        }
+    }
 }
 
 fn kill_unknown(c: &RuntimeContainer) -> Kill {
@@ -163,6 +203,8 @@ fn kill_unknown(c: &RuntimeContainer) -> Kill {
         reason: KillReason::Unknown,
     }
 }
+
+const RESTARTED: &str = ", will be restarted";
 
 /// Whether a running container must be killed, and then started again.
 fn unhealthy(
@@ -184,13 +226,13 @@ fn unhealthy(
     };
     let mut message = format!("Container {} {text}", container.name);
     if restart {
-        message.push_str(", will be restarted");
+        message.push_str(RESTARTED);
     }
     Some((Kill { id: running.id.clone(), name: container.name.clone(), message, reason }, restart))
 }
 
 /// Plans init containers; says whether regular containers may be looked at.
-fn plan_init(pod: &Pod, status: &RuntimePod, health: &dyn Health, plan: &mut Actions) -> bool {
+fn plan_init(pod: &Pod, status: &RuntimePod, health: &dyn Health, actuated: &Actuated, plan: &mut Actions) -> bool {
     let spec = pod.spec();
     let list = pod::init_containers(spec);
     // Once a regular container has been created, init containers that are gone from the runtime have merely been cleaned up.
@@ -224,7 +266,11 @@ fn plan_init(pod: &Pod, status: &RuntimePod, health: &dyn Health, plan: &mut Act
                 }
             }
             ContainerState::Running if sidecar => {
-                if let Some((kill, _)) = unhealthy(pod, container, found, health) {
+                if let Some((mut kill, _)) = unhealthy(pod, container, found, health) {
+                    kill.message = kill.message.replacen("Container", "Init container", 1);
+                    if let Some(text) = kill.message.strip_suffix(RESTARTED) {
+                        kill.message = text.into();
+                    }
                     plan.kill.push(kill);
                     plan.start_init.push(i);
                     if !later_exist {
@@ -232,14 +278,13 @@ fn plan_init(pod: &Pod, status: &RuntimePod, health: &dyn Health, plan: &mut Act
                     }
                 } else if !health.has_started(container, &found.id) && !later_exist {
                     return false;
+                } else if plan_resize(pod, container, found, actuated, plan) {
+                    plan.start_init.push(i);
                 }
             }
             ContainerState::Running => {
-                if let Some((kill, restart)) = unhealthy(pod, container, found, health) {
-                    plan.kill.push(kill);
-                    if restart {
-                        plan.start_init.push(i);
-                    }
+                if plan_resize(pod, container, found, actuated, plan) {
+                    plan.start_init.push(i);
                 }
                 return false;
             }
@@ -327,7 +372,7 @@ mod tests {
     #[test]
     fn a_new_pod_gets_a_sandbox_and_starts_from_its_first_init_container() {
         let pod = pod(serde_json::json!({"initContainers": [{"name": "i"}], "containers": [{"name": "c"}]}));
-        let plan = compute(&pod, &RuntimePod::default(), &Healthy);
+        let plan = compute(&pod, &RuntimePod::default(), &Healthy, &Actuated::default());
         assert!(plan.create_sandbox && plan.start.is_empty());
         assert_eq!(plan.start_init, [0]);
     }
@@ -337,7 +382,7 @@ mod tests {
         let pod = pod(serde_json::json!({
             "initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}], "containers": [{"name": "c"}]}));
         let next = |list: &[_]| {
-            let plan = compute(&pod, &status(list), &Healthy);
+            let plan = compute(&pod, &status(list), &Healthy, &Actuated::default());
             (plan.start_init, plan.start)
         };
         assert_eq!(next(&[("s", Running, 0)]), (vec![1], vec![]));
@@ -350,7 +395,7 @@ mod tests {
     fn a_pod_whose_containers_are_done_is_killed_with_its_sidecars() {
         let pod = pod(serde_json::json!({"restartPolicy": "Never",
             "initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "c"}]}));
-        let plan = compute(&pod, &status(&[("s", Exited, 0), ("c", Exited, 0)]), &Healthy);
+        let plan = compute(&pod, &status(&[("s", Exited, 0), ("c", Exited, 0)]), &Healthy, &Actuated::default());
         assert!(plan.kill_pod && plan.start_init.is_empty());
     }
 
@@ -360,7 +405,8 @@ mod tests {
             [("Always", 0, true), ("OnFailure", 0, false), ("OnFailure", 1, true), ("Never", 1, false)]
         {
             let pod = pod(serde_json::json!({"restartPolicy": policy, "containers": [{"name": "c"}, {"name": "d"}]}));
-            let plan = compute(&pod, &status(&[("c", Exited, code), ("d", Running, 0)]), &Healthy);
+            let plan =
+                compute(&pod, &status(&[("c", Exited, code), ("d", Running, 0)]), &Healthy, &Actuated::default());
             assert_eq!(plan.start, if starts { vec![0] } else { vec![] }, "{policy} {code}");
         }
     }

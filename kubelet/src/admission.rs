@@ -6,6 +6,7 @@ use crate::kubelet::Kubelet;
 use crate::pod::{self, PodExt, now};
 use crate::resources;
 use crate::sandbox;
+use crate::status::OWNED_CONDITIONS;
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
@@ -33,6 +34,10 @@ pub fn rejected_status(pod: &Pod, rejection: &Rejection) -> PodStatus {
     status.reason = Some(rejection.reason.clone());
     status.message = Some(format!("Pod was rejected: {}", rejection.message));
     status.observed_generation = pod.metadata.generation;
+    // It has none of the states that conditions of the kubelet tell of. Others keep theirs.
+    if let Some(conditions) = &mut status.conditions {
+        conditions.retain(|c| !OWNED_CONDITIONS.contains(&c.type_.as_str()));
+    }
     status.qos_class = Some(resources::qos_class(pod).name().into());
     status.start_time = status.start_time.or_else(|| Some(now()));
     status
@@ -44,7 +49,7 @@ pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
         .handles()
         .into_iter()
         .filter(|h| !h.rejected.load(Ordering::Acquire) && !h.finished.load(Ordering::Acquire))
-        .map(|h| h.pod())
+        .map(|h| h.allocated_pod())
         .collect();
     if let Some(os) = pod.spec().os.as_ref().filter(|os| os.name != "linux") {
         return Err(Rejection::new(
@@ -103,7 +108,7 @@ pub fn resize_verdict(kubelet: &Kubelet, pod: &Pod) -> Result<(), (&'static str,
         .handles()
         .into_iter()
         .filter(|h| h.uid != pod.uid() && !h.rejected.load(Ordering::Acquire) && !h.finished.load(Ordering::Acquire))
-        .map(|h| h.pod())
+        .map(|h| h.allocated_pod())
         .collect();
     fits_resources(&allocatable, &others.iter().map(|p| p.as_ref()).collect::<Vec<_>>(), pod)
         .map_err(|r| ("Deferred", r.message))

@@ -11,7 +11,7 @@ use crate::resources;
 use crate::sandbox;
 use crate::volumes::{Mounted, sub_path};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext, VolumeMount};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,8 @@ pub struct Inputs<'a> {
     pub image_ref: String,
     pub variables: Vec<(String, String)>,
     pub mounted: &'a HashMap<String, Mounted>,
+    /// What the runtime knows the images of `image` volumes by.
+    pub image_volumes: &'a HashMap<String, String>,
     /// The pod's own `/etc/hosts`, if it has one.
     pub hosts_file: Option<PathBuf>,
     /// The container whose processes an ephemeral container is to see.
@@ -129,9 +131,9 @@ pub fn limits_of(
     version: Version,
 ) -> v1::LinuxContainerResources {
     let milli = |amount: Option<i128>| amount.map_or(0, |n| (n / 1_000_000) as i64);
-    let cpu_limit = milli(resources::limit_of(container, "cpu"));
+    let cpu_limit = milli(resources::effective_limit(pod, container, "cpu"));
     let cpu_request = resources::request_of(container, "cpu").map_or(cpu_limit, |n| milli(Some(n)));
-    let memory_limit = resources::limit_of(container, "memory").map_or(0, |n| (n / 1_000_000_000) as i64);
+    let memory_limit = resources::effective_limit(pod, container, "memory").map_or(0, |n| (n / 1_000_000_000) as i64);
     let period = config.settings.cpu_cfs_quota_period.0.as_micros() as i64;
     let mut result = v1::LinuxContainerResources {
         cpu_shares: resources::milli_cpu_to_shares(cpu_request),
@@ -256,7 +258,7 @@ fn mounts(inputs: &Inputs<'_>, variables: &HashMap<&str, &str>) -> Result<Vec<v1
                 container_path,
                 readonly: true,
                 image: Some(v1::ImageSpec {
-                    image: image.clone(),
+                    image: inputs.image_volumes.get(&mount.name).unwrap_or(image).clone(),
                     user_specified_image: image.clone(),
                     ..Default::default()
                 }),
@@ -319,14 +321,18 @@ fn absolute(path: &str) -> String {
 
 /// Every reference must be known, unlike in commands.
 fn expand_sub_path(expression: &str, variables: &HashMap<&str, &str>) -> Result<String, String> {
-    let missing = std::cell::Cell::new(false);
+    let missing = std::cell::RefCell::new(BTreeSet::new());
     let text = environment::expand(expression, |name| {
         let value = variables.get(name).map(|v| v.to_string());
-        missing.set(missing.get() || value.is_none());
+        if value.is_none() {
+            missing.borrow_mut().insert(name.to_string());
+        }
         value
     });
-    if missing.get() {
-        return Err("missing value for subPathExpr".to_string());
+    let missing = missing.into_inner();
+    if !missing.is_empty() {
+        let names: Vec<String> = missing.into_iter().collect();
+        return Err(format!("missing value for {}", names.join(", ")));
     }
     if text.starts_with('/') || text.split('/').any(|part| part == "..") {
         return Err(format!("failed to validate subPathExpr: {text:?} must be a relative path without '..'"));

@@ -128,20 +128,24 @@ pub fn resource_field(
     own: &Container,
     selector: &ResourceFieldSelector,
     around: &Surroundings,
-) -> Option<String> {
+) -> Result<String, String> {
     let container = match selector.container_name.as_deref().filter(|n| !n.is_empty()) {
-        Some(name) => pod::long_lived_containers(pod.spec()).find(|c| c.container.name == name)?.container,
+        Some(name) => pod::long_lived_containers(pod.spec())
+            .find(|c| c.container.name == name)
+            .map(|c| c.container)
+            .ok_or_else(|| format!("container {name} not found"))?,
         None => own,
     };
-    let (kind, resource) = selector.resource.split_once('.')?;
+    let unsupported = || format!("unsupported container resource : {}", selector.resource);
+    let (kind, resource) = selector.resource.split_once('.').ok_or_else(unsupported)?;
     let limit = || resources::limits(container).and_then(|l| l.get(resource)).map(resources::nanos).filter(|n| *n > 0);
     let amount = match kind {
         "limits" => limit().or_else(|| around.allocatable.get(resource).map(resources::nanos)).unwrap_or(0),
         "requests" => resources::request_of(container, resource).unwrap_or(0),
-        _ => return None,
+        _ => return Err(unsupported()),
     };
     let divisor = selector.divisor.as_ref().map(resources::nanos).filter(|d| *d > 0).unwrap_or(1_000_000_000);
-    Some((amount.div_euclid(divisor) + i128::from(amount.rem_euclid(divisor) != 0)).to_string())
+    Ok((amount.div_euclid(divisor) + i128::from(amount.rem_euclid(divisor) != 0)).to_string())
 }
 
 fn env_name_of_service(name: &str) -> String {
@@ -274,9 +278,7 @@ async fn reference(
             .ok_or_else(|| format!("unsupported fieldPath: {}", field.field_path));
     }
     if let Some(selector) = &source.resource_field_ref {
-        return resource_field(pod, container, selector, around)
-            .map(Some)
-            .ok_or_else(|| format!("unsupported container resource : {}", selector.resource));
+        return resource_field(pod, container, selector, around).map(Some);
     }
     if let Some(key) = &source.config_map_key_ref {
         let optional = key.optional == Some(true);

@@ -3,11 +3,10 @@
 use crate::backoff::Backoffs;
 use crate::config::Config;
 use crate::cri::{Runtime, v1};
-use crate::environment::Lookup;
 use crate::events::Events;
-use crate::pod::{ContainerRef, PodExt};
+use crate::pod::PodExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -18,20 +17,33 @@ const BACKOFF_INITIAL: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// Failures whose texts are remembered for the message of the back-off.
 const FAILURES_MAX: usize = 1024;
+/// Upstream: `RepositoryNameTotalLengthMax`.
+const NAME_BYTES_MAX: usize = 255;
 
 /// Why a container cannot start: the reason and message of its waiting state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartError {
     pub reason: &'static str,
     pub message: String,
-    /// When it makes sense to try again, if that is known.
-    pub retry_after: Option<Duration>,
 }
 
 impl StartError {
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        StartError { reason, message: message.into(), retry_after: None }
+        StartError { reason, message: message.into() }
     }
+}
+
+/// An image that a pod needs.
+pub struct Wish<'a> {
+    pub pod: &'a Pod,
+    /// The path of the container whose image it is.
+    pub field: Option<&'a str>,
+    /// As it stands in the spec: messages show it so.
+    pub requested: &'a str,
+    pub policy: &'a str,
+    pub sandbox: &'a v1::PodSandboxConfig,
+    /// The pod's pull secrets, as far as they are there.
+    pub secrets: &'a [Arc<Secret>],
 }
 
 pub struct Images {
@@ -93,37 +105,18 @@ impl Images {
         }
     }
 
-    /// The image's reference in the runtime, once it is there.
-    pub async fn ensure(
-        &self,
-        pod: &Pod,
-        container: ContainerRef<'_>,
-        sandbox: &v1::PodSandboxConfig,
-        lookup: &dyn Lookup,
-    ) -> Result<String, StartError> {
-        let image = with_default_tag(container.container.image.as_deref().unwrap_or_default());
-        if let Some(error) = malformed(&image) {
-            let message =
-                format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {error}");
-            self.events.pod(pod, Some(&container.field_path()), "Warning", "InspectFailed", message.clone());
+    /// The reference by which the runtime knows an image, once it is there. `field` is the container's path, if it is a container's image.
+    pub async fn ensure(&self, wish: &Wish<'_>) -> Result<String, StartError> {
+        let Wish { pod, requested, policy, .. } = *wish;
+        let event = |kind: &str, reason: &str, message: String| self.events.pod(pod, wish.field, kind, reason, message);
+        if let Some(error) = malformed(requested) {
+            let message = format!(
+                "Failed to apply default image tag {requested:?}: couldn't parse image name {requested:?}: {error}"
+            );
+            event("Warning", "InspectFailed", message.clone());
             return Err(StartError::new("InvalidImageName", message));
         }
-        let policy = container.container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
-        self.ensure_image(pod, Some(container), &image, policy, sandbox, lookup).await
-    }
-
-    pub async fn ensure_image(
-        &self,
-        pod: &Pod,
-        container: Option<ContainerRef<'_>>,
-        image: &str,
-        policy: &str,
-        sandbox: &v1::PodSandboxConfig,
-        lookup: &dyn Lookup,
-    ) -> Result<String, StartError> {
-        let field = container.map(|c| c.field_path());
-        let event =
-            |kind: &str, reason: &str, message: String| self.events.pod(pod, field.as_deref(), kind, reason, message);
+        let image = &with_default_tag(requested);
         let present = self.runtime.image_status(image).await.map_err(|e| {
             let message = format!("Failed to inspect image {image:?}: {e}");
             event("Warning", "InspectFailed", message.clone());
@@ -133,34 +126,34 @@ impl Images {
             event(
                 "Normal",
                 "Pulled",
-                format!("Container image {image:?} already present on machine and can be accessed by the pod"),
+                format!("Container image {requested:?} already present on machine and can be accessed by the pod"),
             );
             return Ok(found.id);
         }
         if policy == "Never" {
-            let message = format!("Container image {image:?} is not present with pull policy of Never");
+            let message = format!("Container image {requested:?} is not present with pull policy of Never");
             event("Warning", "ErrImageNeverPull", message.clone());
             return Err(StartError::new("ErrImageNeverPull", message));
         }
-        let key = format!("{}_{image}", pod.uid());
-        if let Some((remaining, _)) = self.backoff.remaining_since_update(&key, Timestamp::now()) {
-            let message = format!("Back-off pulling image {image:?}");
+        let key = format!("{}_{requested}", pod.uid());
+        if self.backoff.remaining_since_update(&key, Timestamp::now()).is_some() {
+            let message = format!("Back-off pulling image {requested:?}");
             event("Normal", "BackOff", message.clone());
             let cause = self.failures.lock().get(&key).cloned();
             let message = match cause {
                 Some(cause) => format!("{message}: {cause}"),
                 None => message,
             };
-            return Err(StartError { reason: "ImagePullBackOff", message, retry_after: Some(remaining) });
+            return Err(StartError::new("ImagePullBackOff", message));
         }
         let waiting = Instant::now();
         let _permit = self.pulls.acquire().await;
         if !self.bucket.lock().take() {
-            return Err(self.failed(&key, image, "pull QPS exceeded", &event));
+            return Err(self.failed(&key, requested, "pull QPS exceeded", &event));
         }
-        event("Normal", "Pulling", format!("Pulling image {image:?}"));
+        event("Normal", "Pulling", format!("Pulling image {requested:?}"));
         let started = Instant::now();
-        match self.pull(pod, image, sandbox, lookup).await {
+        match self.pull(image, wish).await {
             Ok(reference) => {
                 let size = self.runtime.image_status(image).await.ok().flatten().map_or(0, |i| i.size);
                 let printed =
@@ -169,7 +162,7 @@ impl Images {
                     "Normal",
                     "Pulled",
                     format!(
-                        "Successfully pulled image {image:?} in {} ({} including waiting). Image size: {size} bytes.",
+                        "Successfully pulled image {requested:?} in {} ({} including waiting). Image size: {size} bytes.",
                         printed(started.elapsed()),
                         printed(waiting.elapsed())
                     ),
@@ -177,7 +170,7 @@ impl Images {
                 self.failures.lock().remove(&key);
                 Ok(reference)
             }
-            Err(message) => Err(self.failed(&key, image, &message, &event)),
+            Err(message) => Err(self.failed(&key, requested, &message, &event)),
         }
     }
 
@@ -190,24 +183,13 @@ impl Images {
             failures.clear();
         }
         failures.insert(key.to_string(), format!("ErrImagePull: {message}"));
-        let retry_after = self.backoff.remaining_since_update(key, now).map(|(left, _)| left);
-        StartError { reason: "ErrImagePull", message: message.to_string(), retry_after }
+        StartError::new("ErrImagePull", message)
     }
 
     /// Tries the pod's credentials one after the other, or none if there are none.
-    async fn pull(
-        &self,
-        pod: &Pod,
-        image: &str,
-        sandbox: &v1::PodSandboxConfig,
-        lookup: &dyn Lookup,
-    ) -> Result<String, String> {
-        let mut credentials = Vec::new();
-        for reference in pod.spec().image_pull_secrets.iter().flatten() {
-            if let Ok(Some(secret)) = lookup.secret(pod.namespace(), &reference.name).await {
-                credentials.extend(credentials_in(&secret, image));
-            }
-        }
+    async fn pull(&self, image: &str, wish: &Wish<'_>) -> Result<String, String> {
+        let sandbox = wish.sandbox;
+        let credentials: Vec<_> = wish.secrets.iter().flat_map(|secret| credentials_in(secret, image)).collect();
         if credentials.is_empty() {
             return self.runtime.pull_image(image, None, sandbox.clone()).await.map_err(|e| e.to_string());
         }
@@ -237,7 +219,7 @@ pub fn with_default_tag(image: &str) -> String {
     }
 }
 
-/// What is wrong with an image's name (upstream: `distribution/reference`).
+/// What is wrong with an image's name (upstream: `distribution/reference: ParseNormalizedNamed`).
 fn malformed(image: &str) -> Option<String> {
     static WHOLE: LazyLock<regex::Regex> = LazyLock::new(|| {
         let part = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*";
@@ -248,14 +230,33 @@ fn malformed(image: &str) -> Option<String> {
         );
         regex::Regex::new(&text).expect("the expression is a constant")
     });
-    if WHOLE.is_match(image) {
-        return None;
+    if image.len() == 64 && image.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Some(format!("invalid repository name ({image}), cannot specify 64-byte hexadecimal strings"));
     }
-    if WHOLE.is_match(&image.to_lowercase()) {
-        let name = image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(image, |(name, _)| name);
-        return Some(format!("invalid reference format: repository name ({name}) must be lowercase"));
+    let (domain, rest) = split_domain(image);
+    let path = rest.split(':').next().unwrap_or_default();
+    if path.to_lowercase() != path {
+        return Some(format!("invalid reference format: repository name ({path}) must be lowercase"));
     }
-    Some("invalid reference format".into())
+    let path = path.split('@').next().unwrap_or_default();
+    if !WHOLE.is_match(&format!("{domain}/{rest}")) {
+        return Some("invalid reference format".into());
+    }
+    (path.len() > NAME_BYTES_MAX).then(|| format!("repository name must not be more than {NAME_BYTES_MAX} characters"))
+}
+
+/// The registry's host and the rest. A first part that cannot be a host belongs to the name, which is then Docker Hub's.
+fn split_domain(image: &str) -> (&str, String) {
+    const HUB: &str = "docker.io";
+    let (domain, rest) = match image.split_once('/') {
+        None => return (HUB, format!("library/{image}")),
+        Some(("index.docker.io", rest)) => (HUB, rest),
+        Some((host, rest)) if host == "localhost" || host.contains(['.', ':']) || host.to_lowercase() != host => {
+            (host, rest)
+        }
+        Some(_) => (HUB, image),
+    };
+    if domain == HUB && !rest.contains('/') { (domain, format!("library/{rest}")) } else { (domain, rest.into()) }
 }
 
 /// The registry an image comes from; images without one are Docker Hub's.
@@ -269,7 +270,7 @@ fn registry_and_path(image: &str) -> (String, String) {
 }
 
 /// Credentials of a pull secret that fit an image, the most specific ones first.
-fn credentials_in(secret: &k8s_openapi::api::core::v1::Secret, image: &str) -> Vec<v1::AuthConfig> {
+fn credentials_in(secret: &Secret, image: &str) -> Vec<v1::AuthConfig> {
     use base64::Engine;
     let data = secret.data.as_ref();
     let parsed: Option<serde_json::Value> = if let Some(bytes) = data.and_then(|d| d.get(".dockerconfigjson")) {
@@ -342,11 +343,16 @@ mod tests {
         ] {
             assert_eq!(malformed(good), None, "{good}");
         }
-        assert_eq!(
-            malformed("foo/Bar:1").unwrap(),
-            "invalid reference format: repository name (foo/Bar) must be lowercase"
-        );
+        let lowercase = |name: &str| format!("invalid reference format: repository name ({name}) must be lowercase");
+        assert_eq!(malformed("foo/Bar:1").unwrap(), lowercase("foo/Bar"));
+        assert_eq!(malformed("Bar").unwrap(), lowercase("library/Bar"));
+        assert_eq!(malformed("Registry/UPPER:1").unwrap(), lowercase("UPPER"));
         assert_eq!(malformed("a b").unwrap(), "invalid reference format");
+        assert!(malformed(&"a".repeat(64)).unwrap().ends_with("cannot specify 64-byte hexadecimal strings"));
+        assert_eq!(
+            malformed(&format!("h.io/{}", "a/".repeat(130) + "a")).unwrap(),
+            "repository name must not be more than 255 characters"
+        );
     }
 
     #[test]

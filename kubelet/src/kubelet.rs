@@ -1,5 +1,6 @@
 //! The kubelet's parts and their life (upstream: `kubelet.go`): what all workers share, and the loop that follows the API's pods.
 
+use crate::allocation::{self, Allocation};
 use crate::backoff::Backoffs;
 use crate::cgroups::{Cgroups, Driver};
 use crate::config::Config;
@@ -70,6 +71,8 @@ pub struct Kubelet {
     /// This node's pods as the API has them, mirrors included.
     pub api_pods: Store<Pod>,
     pub pods: RwLock<HashMap<String, Arc<PodHandle>>>,
+    /// Held while it is decided whether there is room for a pod.
+    pub admitting: Mutex<()>,
     /// Whether the runtime's network is ready, and why not.
     pub network_error: RwLock<Option<String>>,
     pub pressure: RwLock<eviction::Pressure>,
@@ -133,11 +136,15 @@ pub struct Termination {
 pub struct PodHandle {
     pub uid: String,
     pod: RwLock<Arc<Pod>>,
+    /// What the pod was granted, while it asks for something else.
+    allocation: RwLock<Option<Allocation>>,
     /// The status to be published. Its watchers are the status sender and the probes.
     status: watch::Sender<Arc<PodStatus>>,
     wake: Notify,
     /// The runtime's state may differ from what the worker saw last.
     pub dirty: AtomicBool,
+    /// Something other than the runtime wants the pod looked at.
+    pub asked: AtomicBool,
     pub probes: Results,
     termination: watch::Sender<Termination>,
     runtime: RwLock<Arc<RuntimePod>>,
@@ -157,9 +164,11 @@ impl PodHandle {
         let handle = PodHandle {
             uid: pod.uid().to_string(),
             pod: RwLock::new(pod.clone()),
+            allocation: RwLock::new(Allocation::recovered(&pod)),
             status: watch::Sender::new(status),
             wake: Notify::new(),
             dirty: AtomicBool::new(true),
+            asked: AtomicBool::new(false),
             probes: Results::default(),
             termination: watch::Sender::new(Termination::default()),
             runtime: RwLock::default(),
@@ -174,6 +183,21 @@ impl PodHandle {
 
     pub fn pod(&self) -> Arc<Pod> {
         self.pod.read().clone()
+    }
+
+    /// The pod with the resources it was granted.
+    pub fn allocated_pod(&self) -> Arc<Pod> {
+        let pod = self.pod();
+        allocation::granted(pod, self.allocation.read().as_ref())
+    }
+
+    pub fn allocation(&self) -> Option<Allocation> {
+        self.allocation.read().clone()
+    }
+
+    /// The pod's wish is granted.
+    pub fn allocate(&self) {
+        *self.allocation.write() = None;
     }
 
     pub fn status(&self) -> Arc<PodStatus> {
@@ -234,6 +258,12 @@ impl PodHandle {
                 return;
             }
             let matters = concerns_worker(&present, &pod);
+            if matters {
+                let held = Allocation::of(&present);
+                if !held.is_asked_by(&pod) {
+                    self.allocation.write().get_or_insert(held);
+                }
+            }
             *present = pod.clone();
             matters
         };
@@ -245,7 +275,15 @@ impl PodHandle {
         }
     }
 
+    /// Asks the worker to look at the pod.
     pub fn wake(&self) {
+        self.asked.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Tells the worker that the runtime holds something else than it saw last.
+    pub fn runtime_changed(&self) {
+        self.dirty.store(true, Ordering::Release);
         self.wake.notify_one();
     }
 
@@ -352,6 +390,7 @@ pub async fn run(
         crash_backoff: Backoffs::new(CRASH_BACKOFF_INITIAL.min(crash_max), crash_max),
         tokens: Tokens::default(),
         pods: RwLock::default(),
+        admitting: Mutex::new(()),
         network_error: RwLock::new(None),
         pressure: RwLock::default(),
         runtime_version: version,
@@ -479,12 +518,14 @@ fn add(kubelet: &Arc<Kubelet>, pod: Arc<Pod>, held: &HashSet<String>) {
     let handle = Arc::new(PodHandle::new(pod.clone()));
     let is_new =
         !held.contains(pod.uid()) && pod.metadata.deletion_timestamp.is_none() && !pod::is_terminal(pod.status());
+    let deciding = kubelet.admitting.lock();
     if is_new && let Err(rejection) = admission::admit(kubelet, &pod) {
         kubelet.events.pod(&pod, None, "Warning", &rejection.reason, rejection.message.clone());
         handle.rejected.store(true, Ordering::Release);
         handle.publish(admission::rejected_status(&pod, &rejection));
     }
     kubelet.pods.write().insert(pod.uid().to_string(), handle.clone());
+    drop(deciding);
     tokio::spawn(status_manager::run(kubelet.clone(), handle.clone()));
     tokio::spawn(pod_worker::run(kubelet.clone(), handle));
 }

@@ -6,6 +6,7 @@
 
 pub mod actions;
 pub mod admission;
+pub mod allocation;
 pub mod backoff;
 pub mod cgroups;
 pub mod config;

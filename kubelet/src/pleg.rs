@@ -7,7 +7,6 @@ use crate::labels;
 use futures::StreamExt;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Upstream relists this often.
@@ -68,11 +67,17 @@ fn wake_changed(kubelet: &Kubelet, seen: &Seen) {
     let none = BTreeMap::new();
     for handle in kubelet.handles() {
         let now = seen.get(&handle.uid).unwrap_or(&none);
-        if *handle.seen.lock() != *now {
-            handle.dirty.store(true, Ordering::Release);
-            handle.wake();
+        if worth_a_sync(&handle.seen.lock(), now) {
+            handle.runtime_changed();
         }
     }
+}
+
+/// Whether a pod's worker has to look at what is different now: anything but the removal of what had ended.
+pub fn worth_a_sync(before: &BTreeMap<String, i32>, now: &BTreeMap<String, i32>) -> bool {
+    let ended = v1::ContainerState::Exited as i32;
+    now.iter().any(|(id, state)| before.get(id) != Some(state))
+        || before.iter().any(|(id, state)| *state != ended && !now.contains_key(id))
 }
 
 /// Pods that the API does not know (any more): deleted while the kubelet was away. Seen twice, they are stopped and removed.
@@ -109,8 +114,7 @@ async fn follow_events(kubelet: &Kubelet) {
                     let labels = event.pod_sandbox_status.as_ref().map(|s| &s.labels);
                     let handle = labels.and_then(|l| l.get(labels::POD_UID)).and_then(|uid| kubelet.handle(uid));
                     if let Some(handle) = handle {
-                        handle.dirty.store(true, Ordering::Release);
-                        handle.wake();
+                        handle.runtime_changed();
                     }
                 }
             }
@@ -118,5 +122,24 @@ async fn follow_events(kubelet: &Kubelet) {
             Err(_) => {}
         }
         tokio::time::sleep(EVENTS_RETRY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_removal_of_ended_containers_wakes_nobody() {
+        let seen = |list: &[(&str, v1::ContainerState)]| -> BTreeMap<String, i32> {
+            list.iter().map(|(id, state)| (id.to_string(), *state as i32)).collect()
+        };
+        use v1::ContainerState::{Exited, Running};
+        let before = seen(&[("a", Exited), ("b", Running)]);
+        assert!(!worth_a_sync(&before, &before));
+        assert!(!worth_a_sync(&before, &seen(&[("b", Running)])));
+        assert!(worth_a_sync(&before, &seen(&[("a", Exited)])));
+        assert!(worth_a_sync(&before, &seen(&[("a", Exited), ("b", Exited)])));
+        assert!(worth_a_sync(&before, &seen(&[("a", Exited), ("b", Running), ("c", Running)])));
     }
 }

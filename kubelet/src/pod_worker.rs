@@ -17,7 +17,7 @@ use crate::sandbox;
 use crate::status;
 use crate::volumes::{self, Mounted};
 use crate::{probes, resources};
-use k8s_openapi::api::core::v1::{Pod, PodStatus, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,6 +27,11 @@ use tokio_util::sync::CancellationToken;
 /// After a failure a pod is tried again after this time (upstream: `backOffPeriod`), or sooner when the network is not ready.
 const RETRY: Duration = Duration::from_secs(10);
 const RETRY_SOON: Duration = Duration::from_secs(1);
+/// Waits are lengthened by up to this part of themselves, so that pods that failed together are not tried again together.
+const JITTER: f64 = 0.5;
+const CRASH_LOOP: &str = "CrashLoopBackOff";
+/// Upstream takes about this long to notice that a container has been started, and shows the back-off until then.
+const BACK_OFF_SHOWN: Duration = Duration::from_secs(1);
 /// Pods whose volumes are missing say so again at this interval (upstream: `podAttachAndMountTimeout`).
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(123);
 const MOUNT_RETRY_MIN: Duration = Duration::from_millis(500);
@@ -42,10 +47,12 @@ pub async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>) {
         mount_failures: MountFailures::default(),
         volumes_at: None,
         resize: resize::Resize::default(),
+        waited: false,
         prober_stop: CancellationToken::new(),
         probing: false,
         missing_dns_told: false,
         cgroup_ready: false,
+        group_limits: None,
         kubelet,
         handle,
     };
@@ -64,10 +71,14 @@ struct Worker {
     /// When the volumes were brought up to date last.
     volumes_at: Option<Instant>,
     resize: resize::Resize,
+    /// The present sync comes because its time has come.
+    waited: bool,
     prober_stop: CancellationToken,
     probing: bool,
     missing_dns_told: bool,
     cgroup_ready: bool,
+    /// What the pod's control group was last set to.
+    group_limits: Option<resources::CgroupLimits>,
     /// The text last written as the pod's `/etc/hosts`.
     host_files: String,
 }
@@ -113,12 +124,33 @@ impl Worker {
                 Synced::Ended => return,
                 Synced::Wait(wait) => wait,
             };
-            tokio::select! {
-                _ = termination.changed() => return,
-                _ = handle.woken() => {}
-                _ = tokio::time::sleep(wait) => handle.dirty.store(true, Ordering::Release),
+            let until = tokio::time::Instant::now() + wait;
+            loop {
+                tokio::select! {
+                    _ = termination.changed() => return,
+                    _ = handle.woken() => {
+                        if self.is_news().await {
+                            break;
+                        }
+                    }
+                    _ = tokio::time::sleep_until(until) => {
+                        self.waited = true;
+                        handle.dirty.store(true, Ordering::Release);
+                        break;
+                    }
+                }
             }
         }
+    }
+
+    /// Whether there is a reason for another sync. That the runtime changed while the worker itself was changing it is none: the worker has
+    /// seen it since, and another sync would show what the last one found out before its time.
+    async fn is_news(&mut self) -> bool {
+        if self.handle.asked.swap(false, Ordering::AcqRel) {
+            return true;
+        }
+        let before = self.handle.seen.lock().clone();
+        self.look().await.is_err() || crate::pleg::worth_a_sync(&before, &self.handle.seen.lock())
     }
 
     /// What the runtime holds of the pod now.
@@ -146,7 +178,7 @@ impl Worker {
     }
 
     fn generate(&self, pod: &Pod, runtime: &RuntimePod, terminal: bool) -> PodStatus {
-        let actual: HashMap<String, ResourceRequirements> = self.resize.actual(pod, runtime);
+        let actual = self.resize.still_in_force(pod, runtime);
         let host_ips = self.kubelet.node_ips.read().clone();
         status::generate(&status::Inputs {
             pod,
@@ -157,13 +189,14 @@ impl Worker {
             host_ips: &host_ips,
             runtime_name: &self.kubelet.runtime_version.runtime_name,
             probes: &self.handle.probes,
-            resize: &self.resize.conditions(pod),
+            resize: &self.resize.conditions(),
             actual_resources: &actual,
         })
     }
 
     async fn sync(&mut self) -> Synced {
-        let pod = self.handle.pod();
+        self.allocate();
+        let pod = self.handle.allocated_pod();
         let mut runtime = match self.look().await {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -171,6 +204,7 @@ impl Worker {
                 return Synced::Wait(RETRY_SOON);
             }
         };
+        self.follow_resize(&pod, &runtime);
         let status = self.generate(&pod, &runtime, false);
         if pod::is_terminal(&status) {
             self.handle.publish(status);
@@ -184,12 +218,17 @@ impl Worker {
         }
         self.handle.publish(status);
 
-        let mut plan = actions::compute(&pod, &runtime, &self.handle.probes);
-        let mut wait = self.sync_period();
+        let mut plan = actions::compute(&pod, &runtime, &self.handle.probes, &self.resize.actuated);
+        let mut wait = jittered(self.sync_frequency());
         if (!plan.is_empty() || self.volumes_due())
             && let Err(retry) = self.prepare(&pod, &runtime, &plan).await
         {
             return Synced::Wait(retry);
+        }
+        if std::mem::take(&mut self.waited) && self.reasons.values().any(|e| e.reason == CRASH_LOOP) && !plan.is_empty()
+        {
+            // The back-off is only told of now that it ends: whoever polls must have the time to see it.
+            tokio::time::sleep(BACK_OFF_SHOWN).await;
         }
         if !self.probing {
             // Whatever runs already is probed, also after a restart of the kubelet.
@@ -201,26 +240,27 @@ impl Worker {
                 break;
             }
             let progress = self.carry_out(&pod, &runtime, &plan).await;
-            if let Some(retry) = progress.retry {
-                wait = wait.min(retry);
-            }
+            wait = jittered(progress.retry().unwrap_or(self.sync_frequency()).min(self.sync_frequency()));
             runtime = match self.look_again().await {
                 Ok(runtime) => runtime,
                 Err(_) => return Synced::Wait(RETRY_SOON),
             };
+            // What a round has merely found out, such as a back-off, is told at the beginning of the next sync: until then the pod's last
+            // event is the news. Each round that changed something is followed by another.
+            if !progress.changed {
+                break;
+            }
+            self.follow_resize(&pod, &runtime);
             let status = self.generate(&pod, &runtime, false);
             let ended = pod::is_terminal(&status);
             self.handle.publish(status);
             if ended {
                 return Synced::Ended;
             }
-            if !progress.changed {
-                break;
-            }
-            plan = actions::compute(&pod, &runtime, &self.handle.probes);
+            plan = actions::compute(&pod, &runtime, &self.handle.probes, &self.resize.actuated);
         }
-        if let Some(retry) = self.resize_containers(&pod, &runtime).await {
-            wait = wait.min(retry);
+        if self.resize_deferred() {
+            wait = wait.min(RETRY);
         }
         if let Some(left) = until_deadline(&pod, &self.handle.status()) {
             wait = wait.min(left);
@@ -228,14 +268,13 @@ impl Worker {
         Synced::Wait(wait)
     }
 
-    /// Every pod looks after itself at this interval, spread so that they do not do it all at once.
-    fn sync_period(&self) -> Duration {
-        let period = self.kubelet.config.settings.sync_frequency.0;
-        period + period.mul_f64(rand::random_range(0.0..0.5))
+    /// Every pod looks after itself at this interval.
+    fn sync_frequency(&self) -> Duration {
+        self.kubelet.config.settings.sync_frequency.0
     }
 
     fn volumes_due(&self) -> bool {
-        self.volumes_at.is_some_and(|at| at.elapsed() >= self.kubelet.config.settings.sync_frequency.0)
+        self.volumes_at.is_some_and(|at| at.elapsed() >= self.sync_frequency())
     }
 
     /// Makes ready what containers need: control group, directories, volumes. An error is the time to wait.
@@ -265,6 +304,7 @@ impl Worker {
                 kubelet.events.pod(pod, None, "Warning", "FailedCreatePodContainer", message);
                 return Err(RETRY);
             }
+            self.group_limits = Some(limits);
             self.cgroup_ready = true;
             let dir = kubelet.config.pod_dir(pod.uid());
             for sub in ["volumes", "plugins", "containers"] {
@@ -389,6 +429,10 @@ impl Worker {
         );
         status
     }
+}
+
+fn jittered(wait: Duration) -> Duration {
+    wait + wait.mul_f64(rand::random_range(0.0..JITTER))
 }
 
 const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the specified deadline";

@@ -111,6 +111,12 @@ pub fn limit_of(container: &Container, resource: &str) -> Option<i128> {
     limits(container).and_then(|r| r.get(resource)).map(nanos)
 }
 
+/// A container's limit, or the pod's where the container has none of its own.
+pub fn effective_limit(pod: &Pod, container: &Container, resource: &str) -> Option<i128> {
+    let of_pod = || pod.spec().resources.as_ref()?.limits.as_ref()?.get(resource).map(nanos);
+    limit_of(container, resource).filter(|n| *n > 0).or_else(of_pod)
+}
+
 type Sums = BTreeMap<String, i128>;
 
 fn add(into: &mut Sums, list: Option<&ResourceList>) {
@@ -286,6 +292,24 @@ pub struct CgroupLimits {
     pub cpu_period_us: i64,
     pub memory_bytes: Option<i64>,
     pub pids: Option<i64>,
+}
+
+impl CgroupLimits {
+    /// Of each limit the wider one.
+    pub fn widened(&self, other: &Self) -> Self {
+        // No quota is the widest, and zero means none.
+        let quota = match (self.cpu_quota_us, other.cpu_quota_us) {
+            (Some(a), Some(b)) if a > 0 && b > 0 => Some(a.max(b)),
+            (None, _) | (_, None) => None,
+            _ => Some(0),
+        };
+        CgroupLimits {
+            cpu_shares: self.cpu_shares.max(other.cpu_shares),
+            cpu_quota_us: quota,
+            memory_bytes: self.memory_bytes.zip(other.memory_bytes).map(|(a, b)| a.max(b)),
+            ..self.clone()
+        }
+    }
 }
 
 /// Limits of the cgroup around a pod's containers (upstream: `ResourceConfigForPod`).

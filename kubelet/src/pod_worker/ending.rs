@@ -26,9 +26,9 @@ impl Worker {
         self.stop_containers().await;
         self.prober_stop.cancel();
         self.clean_up().await;
-        let pod = self.handle.pod();
         if !self.handle.rejected.load(Ordering::Acquire) {
             let failure = self.handle.termination().borrow().failure.clone();
+            let pod = self.handle.allocated_pod();
             let runtime = self.handle.runtime();
             let mut status = self.generate(&pod, &runtime, true);
             status::terminate(&pod, &mut status);
@@ -75,7 +75,7 @@ impl Worker {
         let mut started = false;
         loop {
             let request = termination.borrow_and_update().clone();
-            let pod = self.handle.pod();
+            let pod = self.handle.allocated_pod();
             let runtime = match self.look().await {
                 Ok(runtime) => runtime,
                 Err(_) => {

@@ -1,21 +1,22 @@
 //! Carrying out a plan: sandboxes and containers are made, started and killed (upstream: `kuberuntime_manager.go: SyncPod`,
 //! `kuberuntime_container.go: startContainer`).
 
-use super::{RETRY, RETRY_SOON, Worker};
+use super::{CRASH_LOOP, RETRY, RETRY_SOON, Worker};
 use crate::actions::{Actions, KillReason};
 use crate::container_config;
 use crate::cri::v1;
 use crate::environment;
 use crate::hooks;
 use crate::host_files;
-use crate::images::{StartError, with_default_tag};
+use crate::images::{StartError, Wish, with_default_tag};
 use crate::pod::{self, ContainerKind, ContainerRef, PodExt};
 use crate::runtime_status::RuntimePod;
 use crate::sandbox::{self, SandboxInputs};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a new sandbox without containers is not worth telling.
@@ -26,13 +27,32 @@ const SANDBOX_NEWS_DELAY: Duration = Duration::from_secs(1);
 pub(super) struct Progress {
     /// Something is different now, so a new plan is worth making.
     pub changed: bool,
-    pub retry: Option<Duration>,
+    /// The usual wait after a failure.
+    failed: Option<Duration>,
+    /// The time until the first container that ended may be started again.
+    backing_off: Option<Duration>,
 }
 
 impl Progress {
     fn retry_in(&mut self, wait: Duration) {
-        self.retry = Some(self.retry.map_or(wait, |present| present.min(wait)));
+        self.failed = Some(self.failed.map_or(wait, |present| present.min(wait)));
     }
+
+    fn back_off(&mut self, left: Duration) {
+        self.backing_off = Some(self.backing_off.map_or(left, |present| present.min(left)));
+    }
+
+    /// When to try again what could not be done (upstream: `completeWork`): the end of a back-off is waited for whatever else has failed.
+    pub fn retry(&self) -> Option<Duration> {
+        self.backing_off.or(self.failed)
+    }
+}
+
+#[derive(Default)]
+struct PodImages {
+    secrets: Vec<Arc<Secret>>,
+    /// By the names of volumes: what the runtime knows their images by, or why they are not there.
+    volumes: HashMap<String, Result<String, StartError>>,
 }
 
 impl Worker {
@@ -137,30 +157,50 @@ impl Worker {
         for i in &plan.start {
             starts.push((ContainerRef { kind: ContainerKind::Regular, container: &spec.containers[*i] }, None));
         }
+        let images = if starts.is_empty() { PodImages::default() } else { self.pod_images(pod, &sandbox_config).await };
+        let mut to_resize = plan.resizes();
         for (reference, target) in starts {
+            if reference.kind == ContainerKind::Regular && std::mem::take(&mut to_resize) {
+                self.resize_in(pod, &current, plan, &mut progress).await;
+            }
             let name = reference.container.name.clone();
             if let Some((left, error)) = self.backing_off(pod, reference, &current) {
                 self.reasons.insert(name, error);
-                progress.retry_in(left);
+                progress.back_off(left);
+                if reference.kind == ContainerKind::Init && !reference.is_sidecar() {
+                    return progress;
+                }
                 continue;
             }
-            match self.start(pod, reference, target, &current, &sandbox_id, &sandbox_config).await {
+            match self.start(pod, reference, target, &current, &sandbox_id, &sandbox_config, &images).await {
                 Ok(()) => {
                     self.reasons.remove(&name);
                     progress.changed = true;
                 }
                 Err(error) => {
-                    progress.retry_in(error.retry_after.unwrap_or(RETRY));
+                    progress.retry_in(RETRY);
                     // A container that was made but did not start has ended, and may be started again after its back-off.
                     progress.changed |= error.reason == "RunContainerError";
                     self.reasons.insert(name, error);
-                    if reference.kind == ContainerKind::Init {
-                        break;
+                    // What comes after an init container has to wait for it.
+                    if reference.kind == ContainerKind::Init && !reference.is_sidecar() {
+                        return progress;
                     }
                 }
             }
         }
+        if to_resize {
+            self.resize_in(pod, &current, plan, &mut progress).await;
+        }
         progress
+    }
+
+    async fn resize_in(&mut self, pod: &Pod, runtime: &RuntimePod, plan: &Actions, progress: &mut Progress) {
+        if self.carry_out_resize(pod, runtime, plan).await {
+            progress.changed = true;
+        } else {
+            progress.retry_in(RETRY);
+        }
     }
 
     fn sandbox_failed(&self, pod: &Pod, message: &str) {
@@ -188,7 +228,8 @@ impl Worker {
         runtime: &RuntimePod,
     ) -> Option<(Duration, StartError)> {
         let container = reference.container;
-        let ended = runtime.find(&container.name).filter(|c| c.has_exited())?;
+        // The newest that has ended: one that was killed a moment ago still counts as running.
+        let ended = runtime.containers.iter().find(|c| c.name == container.name && c.has_exited())?;
         let key = format!("{}_{}_{}", pod.uid(), container.name, crate::labels::container_hash(container));
         let at = Timestamp::from_nanosecond(i128::from(ended.finished_at)).unwrap_or_default();
         let now = Timestamp::now();
@@ -201,10 +242,44 @@ impl Worker {
         self.kubelet.events.pod(pod, Some(&reference.field_path()), "Warning", "BackOff", message);
         let whole = crate::config::GoDuration(whole);
         let text = format!("back-off {whole} restarting failed container={} pod={printed}", container.name);
-        // Upstream looks at a pod in back-off every so often, and repeats the event.
-        Some((left.min(RETRY), StartError { reason: "CrashLoopBackOff", message: text, retry_after: Some(left) }))
+        Some((left, StartError::new(CRASH_LOOP, text)))
     }
 
+    /// What the pod's containers share of images: pull secrets, and the images of volumes, which come before those of containers.
+    async fn pod_images(&self, pod: &Pod, sandbox: &v1::PodSandboxConfig) -> PodImages {
+        let kubelet = &self.kubelet;
+        let mut images = PodImages::default();
+        let mut missing = Vec::new();
+        for reference in pod.spec().image_pull_secrets.iter().flatten().filter(|r| !r.name.is_empty()) {
+            match kubelet.lookup().secret(pod.namespace(), &reference.name).await {
+                Ok(Some(secret)) => images.secrets.push(secret),
+                _ => missing.push(reference.name.as_str()),
+            }
+        }
+        if !missing.is_empty() {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                missing.join(", ")
+            );
+            kubelet.events.pod(pod, None, "Warning", "FailedToRetrieveImagePullSecret", message);
+        }
+        for volume in pod.spec().volumes.iter().flatten() {
+            let Some(source) = &volume.image else { continue };
+            let wish = Wish {
+                pod,
+                field: None,
+                requested: source.reference.as_deref().unwrap_or_default(),
+                policy: source.pull_policy.as_deref().unwrap_or("IfNotPresent"),
+                sandbox,
+                secrets: &images.secrets,
+            };
+            let result = kubelet.images.ensure(&wish).await;
+            images.volumes.insert(volume.name.clone(), result);
+        }
+        images
+    }
+
+    #[allow(clippy::too_many_arguments)]
     async fn start(
         &mut self,
         pod: &Pod,
@@ -213,6 +288,7 @@ impl Worker {
         runtime: &RuntimePod,
         sandbox_id: &str,
         sandbox_config: &v1::PodSandboxConfig,
+        images: &PodImages,
     ) -> Result<(), StartError> {
         let kubelet = self.kubelet.clone();
         let container = reference.container;
@@ -220,7 +296,32 @@ impl Worker {
         let event =
             |kind: &str, reason: &str, message: String| kubelet.events.pod(pod, Some(&field), kind, reason, message);
 
-        let image_ref = match kubelet.images.ensure(pod, reference, sandbox_config, kubelet.lookup()).await {
+        let mut image_volumes = HashMap::new();
+        let mut lacking = None;
+        for mount in container.volume_mounts.iter().flatten() {
+            match images.volumes.get(&mount.name) {
+                None => {}
+                Some(Ok(image)) => {
+                    image_volumes.insert(mount.name.clone(), image.clone());
+                }
+                Some(Err(error)) => {
+                    event("Warning", "Failed", format!("Error: {}", error.reason));
+                    lacking = Some(error.clone());
+                }
+            }
+        }
+        if let Some(error) = lacking {
+            return Err(error);
+        }
+        let wish = Wish {
+            pod,
+            field: Some(&field),
+            requested: container.image.as_deref().unwrap_or_default(),
+            policy: container.image_pull_policy.as_deref().unwrap_or("IfNotPresent"),
+            sandbox: sandbox_config,
+            secrets: &images.secrets,
+        };
+        let image_ref = match kubelet.images.ensure(&wish).await {
             Ok(image_ref) => image_ref,
             Err(error) => {
                 event("Warning", "Failed", format!("Error: {}", error.reason));
@@ -235,7 +336,8 @@ impl Worker {
             event("Warning", "Failed", format!("Error: {message}"));
             StartError::new(reason, message)
         };
-        let config = self.container_config(pod, reference, target, runtime, image_ref, restart_count).await;
+        let config =
+            self.container_config(pod, reference, target, runtime, image_ref, &image_volumes, restart_count).await;
         let config = config.map_err(|message| fail("CreateContainerConfigError", message))?;
         if let Some(path) =
             kubelet.runtime.is_real().then(|| sandbox::pod_log_dir(&kubelet.config, pod).join(&container.name))
@@ -251,13 +353,12 @@ impl Worker {
         if let Some(stale) = runtime.find(&container.name).filter(|c| c.state == v1::ContainerState::Created) {
             let _ = kubelet.runtime.remove_container(&stale.id).await;
         }
-        let resources = config.linux.as_ref().and_then(|l| l.resources.clone());
         let created = kubelet.runtime.create_container(sandbox_id, config, sandbox_config.clone()).await;
         let id = created.map_err(|e| fail("CreateContainerError", e.message))?;
         event("Normal", "Created", "Container created".into());
         kubelet.runtime.start_container(&id).await.map_err(|e| fail("RunContainerError", e.message))?;
         event("Normal", "Started", "Container started".into());
-        self.resize.applied(&container.name, &id, resources, container.resources.clone());
+        self.resize.started(pod, reference, &id);
         self.link_log(pod, &container.name, &id, restart_count);
         self.prune(pod, runtime, &container.name).await;
 
@@ -296,6 +397,7 @@ impl Worker {
         logged.chain(told).max().unwrap_or(0)
     }
 
+    #[allow(clippy::too_many_arguments)]
     async fn container_config(
         &mut self,
         pod: &Pod,
@@ -303,6 +405,7 @@ impl Worker {
         target: Option<String>,
         runtime: &RuntimePod,
         image_ref: String,
+        image_volumes: &HashMap<String, String>,
         restart_count: i32,
     ) -> Result<v1::ContainerConfig, String> {
         let kubelet = self.kubelet.clone();
@@ -332,6 +435,7 @@ impl Worker {
             image_ref,
             variables,
             mounted: self.mounted.as_ref().unwrap_or(&none),
+            image_volumes,
             hosts_file,
             target_id,
             memory_capacity: kubelet.machine.memory_bytes,

@@ -26,8 +26,7 @@ pub(super) fn payload(
             let name = selector.container_name.as_deref().unwrap_or_default();
             let own = pod::long_lived_containers(context.pod.spec()).find(|c| c.container.name == name);
             let own = own.ok_or_else(|| format!("container {name} not found"))?;
-            environment::resource_field(context.pod, own.container, selector, context.around)
-                .ok_or_else(|| format!("unsupported container resource : {}", selector.resource))?
+            environment::resource_field(context.pod, own.container, selector, context.around)?
         } else {
             continue;
         };

@@ -3,42 +3,53 @@
 use super::atomic_writer::{self, File, Payload};
 use super::{Context, Mounted, config_map, downward_api, mount_tmpfs, ownership, secret};
 use crate::pod::{self, PodExt};
-use k8s_openapi::api::core::v1::Volume;
+use k8s_openapi::api::core::v1::{Volume, VolumeProjection};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 pub(super) async fn set_up(context: &Context<'_>, volume: &Volume) -> Result<Mounted, String> {
     let source = volume.projected.as_ref().ok_or("not a projected volume")?;
-    let mode = source.default_mode;
     let mut payload = Payload::new();
+    // All that is missing is told at once, so that nobody has to mend one after the other.
+    let mut errors: Vec<String> = Vec::new();
     for part in source.sources.iter().flatten() {
-        if let Some(part) = &part.secret {
-            payload.extend(
-                secret::payload(context, &part.name, part.items.as_deref(), part.optional == Some(true), mode).await?,
-            );
-        } else if let Some(part) = &part.config_map {
-            payload.extend(
-                config_map::payload(context, &part.name, part.items.as_deref(), part.optional == Some(true), mode)
-                    .await?,
-            );
-        } else if let Some(part) = &part.downward_api {
-            payload.extend(downward_api::payload(context, part.items.as_deref().unwrap_or_default(), mode)?);
-        } else if let Some(part) = &part.service_account_token {
-            let token = context
-                .tokens
-                .get(context.client, context.pod, part.audience.as_deref(), part.expiration_seconds)
-                .await?;
-            let user = single_user(context);
-            // A token that a group or one user is to read is nobody else's.
-            let restricted = user.is_some() || context.fs_group().is_some();
-            let mode = if restricted { 0o600 } else { mode.unwrap_or(0o644) as u32 };
-            payload.insert(part.path.clone(), File { data: token.into_bytes(), mode, uid: user });
-        } else {
-            return Err("projected volume source is not supported by this kubelet".to_string());
+        match content(context, part, source.default_mode).await {
+            Ok(files) => payload.extend(files),
+            Err(e) if errors.contains(&e) => {}
+            Err(e) => errors.push(e),
         }
     }
+    match errors.len() {
+        0 => {}
+        1 => return Err(errors.remove(0)),
+        _ => return Err(format!("[{}]", errors.join(", "))),
+    }
     publish(context, context.volume_dir("kubernetes.io/projected", &volume.name), payload, true)
+}
+
+/// The files of one source.
+async fn content(context: &Context<'_>, part: &VolumeProjection, mode: Option<i32>) -> Result<Payload, String> {
+    if let Some(part) = &part.secret {
+        return secret::payload(context, &part.name, part.items.as_deref(), part.optional == Some(true), mode).await;
+    }
+    if let Some(part) = &part.config_map {
+        return config_map::payload(context, &part.name, part.items.as_deref(), part.optional == Some(true), mode)
+            .await;
+    }
+    if let Some(part) = &part.downward_api {
+        return downward_api::payload(context, part.items.as_deref().unwrap_or_default(), mode);
+    }
+    let Some(part) = &part.service_account_token else {
+        return Err("projected volume source is not supported by this kubelet".to_string());
+    };
+    let token =
+        context.tokens.get(context.client, context.pod, part.audience.as_deref(), part.expiration_seconds).await?;
+    let user = single_user(context);
+    // A token that a group or one user is to read is nobody else's.
+    let restricted = user.is_some() || context.fs_group().is_some();
+    let mode = if restricted { 0o600 } else { mode.unwrap_or(0o644) as u32 };
+    Ok([(part.path.clone(), File { data: token.into_bytes(), mode, uid: user })].into())
 }
 
 /// The user all containers run as, if that is said and the same everywhere.
