@@ -35,6 +35,14 @@ pub struct Kill {
     pub reason: KillReason,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reset {
+    pub id: String,
+    pub name: String,
+    /// It has not ended by itself.
+    pub kill: bool,
+}
+
 /// Indexes refer to the spec's lists.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Actions {
@@ -48,6 +56,8 @@ pub struct Actions {
     pub start: Vec<usize>,
     /// Names of running containers whose resources are to be changed in place.
     pub update: Vec<String>,
+    /// Containers to be removed for all to start anew: those that did not ask for it first, so that a kubelet that ends in between goes on.
+    pub reset: Vec<Reset>,
     /// The pod's control group needs other limits.
     pub update_pod: bool,
 }
@@ -60,6 +70,7 @@ impl Actions {
             && self.start_init.is_empty()
             && self.start_ephemeral.is_empty()
             && self.start.is_empty()
+            && self.reset.is_empty()
             && !self.resizes()
     }
 
@@ -165,6 +176,24 @@ pub fn compute(pod: &Pod, status: &RuntimePod, health: &dyn Health, actuated: &A
         plan.start_init.clear();
     }
     plan.update_pod |= actuated.pod_differs(pod);
+    plan
+}
+
+/// The removal of all containers, after which they start anew from the first init container on (upstream: `getContainersToReset`).
+pub fn compute_reset(pod: &Pod, status: &RuntimePod) -> Actions {
+    let (_, attempt, sandbox_id) = sandbox_changed(pod, status);
+    let mut plan = Actions { attempt, sandbox_id, ..Default::default() };
+    let (mut sources, mut targets) = (Vec::new(), Vec::new());
+    let spec = pod.spec();
+    for container in spec.containers.iter().chain(pod::init_containers(spec)) {
+        for found in status.containers.iter().filter(|c| c.name == container.name) {
+            let reset = Reset { id: found.id.clone(), name: found.name.clone(), kill: !found.has_exited() };
+            let asked = found.has_exited() && pod::restarts_all(container, found.exit_code);
+            if asked { sources.push(reset) } else { targets.push(reset) }
+        }
+    }
+    plan.reset = targets;
+    plan.reset.extend(sources);
     plan
 }
 
@@ -397,6 +426,18 @@ mod tests {
             "initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "c"}]}));
         let plan = compute(&pod, &status(&[("s", Exited, 0), ("c", Exited, 0)]), &Healthy, &Actuated::default());
         assert!(plan.kill_pod && plan.start_init.is_empty());
+    }
+
+    #[test]
+    fn whoever_asked_for_a_restart_of_all_is_removed_last() {
+        let rule =
+            serde_json::json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [9]}}]);
+        let pod = pod(serde_json::json!({"initContainers": [{"name": "i"}],
+            "containers": [{"name": "c", "restartPolicy": "Never", "restartPolicyRules": rule}, {"name": "d"}]}));
+        let plan = compute_reset(&pod, &status(&[("i", Exited, 0), ("c", Exited, 9), ("d", Running, 0)]));
+        let order: Vec<(&str, bool)> = plan.reset.iter().map(|r| (r.name.as_str(), r.kill)).collect();
+        assert_eq!(order, [("d", true), ("i", false), ("c", false)]);
+        assert!(!plan.create_sandbox && plan.start.is_empty() && plan.start_init.is_empty());
     }
 
     #[test]

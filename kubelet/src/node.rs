@@ -24,6 +24,13 @@ use std::time::{Duration, Instant};
 pub const VERSION: &str = concat!("v1.36.2+coxswain-", env!("CARGO_PKG_VERSION"));
 const REGISTER_RETRY: Duration = Duration::from_millis(500);
 const IMAGE_NAMES_MAX: usize = 5;
+/// What this kubelet can do that not every kubelet of a supported version can, by the names of upstream's feature gates; sorted.
+const DECLARED_FEATURES: [&str; 4] = [
+    "ExtendWebSocketsToKubelet",
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+];
 const CONTROLLER_ATTACH: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
 pub fn architecture() -> &'static str {
@@ -387,6 +394,7 @@ async fn status(kubelet: &Kubelet, old: &NodeStatus, listening: Option<u16>) -> 
         images: images(kubelet).await,
         runtime_handlers: handlers,
         features,
+        declared_features: Some(DECLARED_FEATURES.map(String::from).to_vec()),
         volumes_in_use: None,
         volumes_attached: old.volumes_attached.clone(),
         ..Default::default()

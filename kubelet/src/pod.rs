@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Container, ContainerStatus, EphemeralContainer, Pod, PodCondition, PodSpec, PodStatus,
+    Container, ContainerRestartRule, ContainerStatus, EphemeralContainer, Pod, PodCondition, PodSpec, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::time::Duration;
@@ -135,20 +135,38 @@ pub fn restart_policy(pod: &Pod) -> &str {
     pod.spec().restart_policy.as_deref().unwrap_or("Always")
 }
 
+/// What a container's own rules say about an exit with this code: the action of the first that applies.
+fn action_after_exit(container: &Container, exit_code: i32) -> Option<&str> {
+    let applies = |rule: &&ContainerRestartRule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+            match codes.operator.as_str() {
+                "In" => listed,
+                "NotIn" => !listed,
+                _ => false,
+            }
+        })
+    };
+    container.restart_policy_rules.iter().flatten().find(applies).map(|rule| rule.action.as_str())
+}
+
+/// Whether a container that exited with this code takes the whole pod with it into a new start.
+pub fn restarts_all(container: &Container, exit_code: i32) -> bool {
+    action_after_exit(container, exit_code) == Some(RESTART_ALL)
+}
+
+/// Whether any container of the pod could do so.
+pub fn could_restart_all(pod: &Pod) -> bool {
+    long_lived_containers(pod.spec())
+        .flat_map(|c| c.container.restart_policy_rules.iter().flatten())
+        .any(|rule| rule.action == RESTART_ALL)
+}
+
 /// Whether a container that exited with this code is to be started again (upstream: `podutil.ContainerShouldRestart`). A container's
 /// own rules go before its own policy, which goes before the pod's.
 pub fn restarts_after_exit(container: &Container, pod_policy: &str, exit_code: i32) -> bool {
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
-        let applies = match codes.operator.as_str() {
-            "In" => listed,
-            "NotIn" => !listed,
-            _ => false,
-        };
-        if applies {
-            return rule.action == "Restart" || rule.action == "RestartAllContainers";
-        }
+    if let Some("Restart" | RESTART_ALL) = action_after_exit(container, exit_code) {
+        return true;
     }
     match container.restart_policy.as_deref().unwrap_or(pod_policy) {
         "Always" => true,
@@ -156,6 +174,8 @@ pub fn restarts_after_exit(container: &Container, pod_policy: &str, exit_code: i
         _ => false,
     }
 }
+
+const RESTART_ALL: &str = "RestartAllContainers";
 
 /// Whether failed containers of this pod are ever started again.
 pub fn restarts_on_failure(pod: &Pod) -> bool {

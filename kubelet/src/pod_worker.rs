@@ -218,7 +218,7 @@ impl Worker {
         }
         self.handle.publish(status);
 
-        let mut plan = actions::compute(&pod, &runtime, &self.handle.probes, &self.resize.actuated);
+        let mut plan = self.plan(&pod, &runtime);
         let mut wait = jittered(self.sync_frequency());
         if (!plan.is_empty() || self.volumes_due())
             && let Err(retry) = self.prepare(&pod, &runtime, &plan).await
@@ -257,7 +257,7 @@ impl Worker {
             if ended {
                 return Synced::Ended;
             }
-            plan = actions::compute(&pod, &runtime, &self.handle.probes, &self.resize.actuated);
+            plan = self.plan(&pod, &runtime);
         }
         if self.resize_deferred() {
             wait = wait.min(RETRY);
@@ -266,6 +266,15 @@ impl Worker {
             wait = wait.min(left);
         }
         Synced::Wait(wait)
+    }
+
+    /// What to do next, after the status was published.
+    fn plan(&self, pod: &Pod, runtime: &RuntimePod) -> Actions {
+        let status = self.handle.status();
+        if pod::condition(&status, status::ALL_RESTARTING).is_some_and(|c| c.status == "True") {
+            return actions::compute_reset(pod, runtime);
+        }
+        actions::compute(pod, runtime, &self.handle.probes, &self.resize.actuated)
     }
 
     /// Every pod looks after itself at this interval.

@@ -17,7 +17,7 @@ mod containers;
 use containers::{statuses, terminated};
 
 /// Conditions that the kubelet alone sets; others are left as they are.
-pub const OWNED_CONDITIONS: [&str; 7] = [
+pub const OWNED_CONDITIONS: [&str; 8] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
@@ -25,7 +25,11 @@ pub const OWNED_CONDITIONS: [&str; 7] = [
     "PodScheduled",
     "PodResizePending",
     "PodResizeInProgress",
+    ALL_RESTARTING,
 ];
+/// Why a container waits that was removed for all to start anew.
+pub const RESTARTING: &str = "RestartingAllContainers";
+pub const ALL_RESTARTING: &str = "AllContainersRestarting";
 
 /// What a status is made of besides the pod and the runtime's answer.
 pub struct Inputs<'a> {
@@ -137,6 +141,9 @@ pub fn set_conditions(inputs: &Inputs<'_>, status: &mut PodStatus) {
     ];
     for (kind, verdict) in verdicts {
         conditions.push(verdict.condition(kind, pod, inputs.old));
+    }
+    if pod::could_restart_all(pod) {
+        conditions.push(all_restarting(inputs, phase).condition(ALL_RESTARTING, pod, inputs.old));
     }
     status.conditions = Some(conditions);
 }
@@ -258,6 +265,34 @@ fn ready(pod: &Pod, conditions: &[PodCondition], containers: &Verdict) -> Verdic
     } else {
         Verdict::because(false, "ReadinessGatesNotReady", Some(messages.join(", ")))
     }
+}
+
+/// Whether the containers are being removed for all of them to start anew. That ends with the last one's removal.
+fn all_restarting(inputs: &Inputs<'_>, phase: &str) -> Verdict {
+    match phase {
+        "Succeeded" => return Verdict::because(false, "PodCompleted", None),
+        "Failed" => return Verdict::because(false, "PodFailed", None),
+        _ => {}
+    }
+    let left = pod::long_lived_containers(inputs.pod.spec()).any(|c| inputs.runtime.find(&c.container.name).is_some());
+    if left && restarts_all(inputs) {
+        let message = "container exited with restart policy rule".to_string();
+        return Verdict::because(true, "RestartAllContainersStarted", Some(message));
+    }
+    Verdict::plain(false)
+}
+
+/// Whether a container has ended so that all are to start anew, or that was begun already (upstream: `ShouldAllContainersRestart`).
+fn restarts_all(inputs: &Inputs<'_>) -> bool {
+    let pod = inputs.pod;
+    if condition(inputs.old, ALL_RESTARTING).is_some_and(|c| c.status == "True") {
+        return true;
+    }
+    pod::could_restart_all(pod)
+        && pod::long_lived_containers(pod.spec()).any(|c| {
+            let ended = inputs.runtime.find(&c.container.name).filter(|found| found.has_exited());
+            ended.is_some_and(|found| pod::restarts_all(c.container, found.exit_code))
+        })
 }
 
 fn set_ips(inputs: &Inputs<'_>, status: &mut PodStatus) {

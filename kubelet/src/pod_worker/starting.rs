@@ -12,8 +12,9 @@ use crate::images::{StartError, Wish, with_default_tag};
 use crate::pod::{self, ContainerKind, ContainerRef, PodExt};
 use crate::runtime_status::RuntimePod;
 use crate::sandbox::{self, SandboxInputs};
+use crate::status::RESTARTING;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, Secret};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,6 +81,13 @@ impl Worker {
                 self.kill_container(pod, runtime, &kill.id, &kill.name, &kill.message, grace, None).await;
                 progress.changed = true;
             }
+        }
+        if !plan.reset.is_empty() {
+            progress.changed = true;
+            if !self.reset(pod, runtime, plan).await {
+                progress.retry_in(RETRY);
+            }
+            return progress;
         }
         let mut sandbox_id = plan.sandbox_id.clone();
         let config = {
@@ -201,6 +209,21 @@ impl Worker {
         } else {
             progress.retry_in(RETRY);
         }
+    }
+
+    /// Removes all containers, and says whether that went well.
+    async fn reset(&self, pod: &Pod, runtime: &RuntimePod, plan: &Actions) -> bool {
+        let kubelet = &self.kubelet;
+        for reset in &plan.reset {
+            if reset.kill {
+                self.kill_container(pod, runtime, &reset.id, &reset.name, "killing", Duration::ZERO, None).await;
+            }
+            if let Err(error) = kubelet.runtime.remove_container(&reset.id).await {
+                tracing::debug!(pod = pod.name(), container = reset.name, %error, "a container could not be removed");
+                return false;
+            }
+        }
+        true
     }
 
     fn sandbox_failed(&self, pod: &Pod, message: &str) {
@@ -387,7 +410,8 @@ impl Worker {
         };
         let told = pod::container_status(list, &container.name)
             .filter(|s| s.container_id.is_some())
-            .map(|s| s.restart_count + 1);
+            // A container that was removed for all to start anew has been counted then.
+            .map(|s| s.restart_count + i32::from(!is_restarting(s)));
         let dir = sandbox::pod_log_dir(&self.kubelet.config, pod).join(&container.name);
         let logged = std::fs::read_dir(dir)
             .into_iter()
@@ -521,4 +545,9 @@ impl Worker {
         let own = pod.spec().termination_grace_period_seconds.unwrap_or(30);
         Duration::from_secs(probe.and_then(|p| p.termination_grace_period_seconds).unwrap_or(own).max(0) as u64)
     }
+}
+
+fn is_restarting(status: &ContainerStatus) -> bool {
+    let waiting = status.state.as_ref().and_then(|s| s.waiting.as_ref());
+    waiting.is_some_and(|w| w.reason.as_deref() == Some(RESTARTING))
 }

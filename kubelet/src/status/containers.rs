@@ -1,7 +1,7 @@
 //! The statuses of a pod's containers (upstream: `kubelet_pods.go: convertToAPIContainerStatuses`): what the runtime has of each, what was
 //! there before, and why one could not start.
 
-use super::Inputs;
+use super::{Inputs, RESTARTING};
 use crate::actions;
 use crate::cri::v1::{self, ContainerState as State};
 use crate::pod::{ContainerKind, container_status, time_of_nanos};
@@ -87,6 +87,7 @@ pub(super) fn statuses(
     has_init: bool,
 ) -> Vec<ContainerStatus> {
     let default_reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
+    let restarting = super::restarts_all(inputs);
     containers
         .iter()
         .map(|container| {
@@ -104,7 +105,7 @@ pub(super) fn statuses(
                 Some(newest) => {
                     let id = format!("{}://{}", inputs.runtime_name, newest.id);
                     result.state = Some(state_of(newest, old, &id));
-                    result.restart_count = newest.info.restart_count;
+                    result.restart_count = restart_count(newest, old);
                     result.image = newest.image.clone();
                     result.image_id = newest.image_ref.clone();
                     result.container_id = Some(id);
@@ -133,6 +134,7 @@ pub(super) fn statuses(
                         result.last_state = Some(state.clone());
                     }
                 }
+                None if kind != ContainerKind::Ephemeral && restarting && removed_for_restart(old, &mut result) => {}
                 None => absent(inputs, old, &mut result, default_reason),
             }
             with_start_error(inputs, container, kind, &mut result);
@@ -143,6 +145,31 @@ pub(super) fn statuses(
             result
         })
         .collect()
+}
+
+/// Containers that were removed for all to start anew, and their logs with them, still count.
+fn restart_count(newest: &RuntimeContainer, old: Option<&ContainerStatus>) -> i32 {
+    let own = newest.info.restart_count;
+    let Some(old) = old else { return own };
+    let had_ended = old.state.as_ref().is_some_and(|s| s.terminated.is_some());
+    if newest.is_running() && had_ended && old.restart_count >= own {
+        return old.restart_count + 1;
+    }
+    own.max(old.restart_count)
+}
+
+/// A container that was removed for all to start anew. Says whether this is news; once it is told, the container waits as a new one does.
+fn removed_for_restart(old: Option<&ContainerStatus>, result: &mut ContainerStatus) -> bool {
+    let Some(old) = old.filter(|o| o.state.as_ref().is_some_and(|s| s.waiting.is_none())) else { return false };
+    const MESSAGE: &str = "The container is removed because RestartAllContainers in place";
+    if old.state.as_ref().is_some_and(|s| s.terminated.is_some()) {
+        *result = old.clone();
+    }
+    result.state = Some(waiting(RESTARTING, MESSAGE));
+    result.last_state =
+        Some(ContainerState { terminated: Some(terminated(137, RESTARTING, MESSAGE)), ..Default::default() });
+    result.restart_count = old.restart_count + 1;
+    true
 }
 
 fn container_user(user: &v1::LinuxContainerUser) -> ContainerUser {
