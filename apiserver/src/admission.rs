@@ -21,6 +21,7 @@ pub mod limit_ranger;
 mod matching;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
+pub mod pod_resize;
 pub mod pod_resources;
 pub mod pod_security;
 pub mod pod_topology_labels;
@@ -162,6 +163,8 @@ static PLUGINS: &[(&str, bool, Make)] = &[
     ("CertificateSubjectRestriction", true, |_| Arc::new(certificates::CertificateSubjectRestriction)),
     ("DefaultIngressClass", true, |p| Arc::new(default_ingress_class::DefaultIngressClass { objects: p.objects.clone() })),
     ("PodTopologyLabels", true, |p| Arc::new(pod_topology_labels::PodTopologyLabels { objects: p.objects.clone() })),
+    ("NodeDeclaredFeatureValidator", true, |p| Arc::new(pod_resize::NodeDeclaredFeatureValidator { objects: p.objects.clone() })),
+    ("PodResizeValidator", true, |p| Arc::new(pod_resize::PodResizeValidator { objects: p.objects.clone() })),
     ("MutatingAdmissionPolicy", true, |p| Arc::new(policy::MutatingAdmissionPolicy::new(p.objects.clone(), p.authorization.clone()))),
     ("MutatingAdmissionWebhook", true, |p| Arc::new(webhook::MutatingAdmissionWebhook::new(p.objects.clone(), p.authorization.clone()))),
     ("ValidatingAdmissionPolicy", true, |p| Arc::new(policy::ValidatingAdmissionPolicy::new(p.objects.clone(), p.authorization.clone()))),

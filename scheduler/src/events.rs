@@ -25,8 +25,9 @@ struct Key {
     reason: &'static str,
     action: &'static str,
     controller: String,
-    regarding: Box<str>,
-    related: Option<Box<str>>,
+    /// A version of an object: what happens to a later one is another event, with a note of its own.
+    regarding: String,
+    related: Option<String>,
 }
 
 struct Record {
@@ -46,6 +47,10 @@ fn reference(pod: &PodInfo) -> Value {
         "apiVersion": "v1", "kind": "Pod", "namespace": pod.key.namespace, "name": pod.key.name, "uid": pod.uid,
         "resourceVersion": pod.resource_version,
     })
+}
+
+fn version(pod: &PodInfo) -> String {
+    format!("{}/{}", pod.uid, pod.resource_version)
 }
 
 impl Recorder {
@@ -83,8 +88,8 @@ impl Recorder {
             reason,
             action,
             controller: controller.to_owned(),
-            regarding: pod.uid.clone(),
-            related: related.map(|r| r.uid.clone()),
+            regarding: version(pod),
+            related: related.map(version),
         };
         if self.queue.try_send(Record { key, namespace: pod.key.namespace.clone(), body }).is_err() {
             tracing::trace!(pod = %pod.key, reason, "dropped an event, as too many wait");
