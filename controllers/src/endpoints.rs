@@ -1,7 +1,7 @@
 //! Keeps the Endpoints object of each Service equal to the pods it selects, the counterpart of `pkg/controller/endpoint`.
 //! Endpoints are what EndpointSlices were before; old clients still read them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use coxswain_client::drive::{drive, feed};
@@ -10,11 +10,13 @@ use coxswain_client::objects::{self, Deletion};
 use coxswain_client::{Event, Informer, ObjectKey, Store, WorkQueue, errors, kube};
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::Mutex;
 
 use crate::Context;
 use crate::common::slim::SlimPod;
 use crate::common::{hash, owners, pods, selector};
 use crate::endpointslice::plan::TRIGGER_TIME;
+use crate::endpointslice::trigger::Tracker;
 use crate::endpointslice::{HEADLESS, build, services_of_change};
 
 const WORKERS: usize = 5;
@@ -28,6 +30,7 @@ struct Controller {
     services: Store<Service>,
     endpoints: Store<Endpoints>,
     pods: Store<SlimPod>,
+    triggers: Mutex<HashMap<ObjectKey, Tracker>>,
     queue: WorkQueue<ObjectKey>,
 }
 
@@ -40,6 +43,7 @@ pub async fn run(context: Context) {
         services: services.store(),
         endpoints: endpoints.store(),
         pods: pods.store(),
+        triggers: Mutex::default(),
         queue: WorkQueue::new(),
         context: context.clone(),
     });
@@ -77,6 +81,7 @@ impl Controller {
         let client = &self.context.client;
         let present = self.endpoints.get_key(&key);
         let Some(service) = self.services.get_key(&key) else {
+            self.triggers.lock().remove(&key);
             // Endpoints that an election holds have no service, and are not ours.
             let elects = present.as_ref().is_some_and(|endpoints| {
                 owners::annotation(&endpoints.metadata, "control-plane.alpha.kubernetes.io/leader").is_some()
@@ -93,6 +98,7 @@ impl Controller {
         };
         let mut pods = self.pods.list_namespace(&key.namespace);
         pods.retain(|pod| selector::has_all(pod.metadata.labels.as_ref(), Some(wanted)));
+        let trigger = self.triggers.lock().entry(key.clone()).or_default().next(&service, &pods);
         let (subsets, truncated) = subsets(&service, &pods);
 
         let mut labels = service.metadata.labels.clone().unwrap_or_default();
@@ -122,14 +128,9 @@ impl Controller {
             subsets: None,
         });
         let mut annotations = endpoints.metadata.annotations.take().unwrap_or_default();
-        let trigger = pods
-            .iter()
-            .filter_map(|pod| pods::condition(pod, "Ready")?.last_transition_time.as_ref())
-            .chain(service.metadata.creation_timestamp.as_ref().filter(|_| present.is_none()))
-            .max();
-        match trigger.filter(|_| subsets.is_some() || present.is_none()) {
+        match trigger {
             Some(time) => {
-                annotations.insert(TRIGGER_TIME.to_owned(), time.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+                annotations.insert(TRIGGER_TIME.to_owned(), time);
             }
             None => {
                 annotations.remove(TRIGGER_TIME);

@@ -19,7 +19,7 @@ use crate::common::{owners, pod_control, selector};
 pub mod build;
 pub mod mirroring;
 pub mod plan;
-mod trigger;
+pub(crate) mod trigger;
 
 use plan::{Desired, Plan};
 

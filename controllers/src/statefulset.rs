@@ -255,7 +255,9 @@ impl Controller {
                 }
                 Ok(())
             }
-            Step::EnsureClaims { ordinal } => self.ensure_claims(set, *ordinal).await,
+            Step::EnsureClaims { ordinal } => {
+                self.ensure_claims(set, *ordinal).await.map_err(|why| kube::Error::Service(why.into()))
+            }
             Step::Delete { pod, scaled_down } => {
                 if let Some((kind, reason, what)) = match pods::phase(pod) {
                     "Failed" => Some(("Warning", "RecreatingFailedPod", "failed")),
@@ -278,7 +280,8 @@ impl Controller {
                 let deletion = Deletion { uid: pod.metadata.uid.as_deref(), ..Deletion::default() };
                 let result = objects::delete::<Pod>(&self.context.client, &key, &deletion).await;
                 let result = errors::ignore_not_found(result).map(drop);
-                self.record(set, "Delete", owners::name(&pod.metadata), result.as_ref().err());
+                let failure = result.as_ref().err().map(errors::message);
+                self.record(set, "Delete", owners::name(&pod.metadata), failure.as_deref());
                 if result.is_ok() && !scaled_down {
                     let revision = owners::label(&pod.metadata, REVISION_LABEL);
                     let down = |count: &mut Option<i32>| *count = Some((count.unwrap_or(0) - 1).max(0));
@@ -292,9 +295,9 @@ impl Controller {
     }
 
     async fn create(&self, set: &StatefulSet, pod: &Pod, ordinal: i32) -> Result<bool, kube::Error> {
-        if let Err(error) = self.ensure_claims(set, ordinal).await {
-            self.record(set, "Create", owners::name(&pod.metadata), Some(&error));
-            return Err(error);
+        if let Err(why) = self.ensure_claims(set, ordinal).await {
+            self.record(set, "Create", owners::name(&pod.metadata), Some(&why));
+            return Err(kube::Error::Service(why.into()));
         }
         match objects::create(&self.context.client, pod).await {
             Ok(_) => {
@@ -305,16 +308,21 @@ impl Controller {
             Err(error) if errors::is_already_exists(&error) => Err(error),
             Err(error) if errors::has_cause(&error, "NamespaceTerminating") => Ok(false),
             Err(error) => {
-                self.record(set, "Create", owners::name(&pod.metadata), Some(&error));
+                self.record(set, "Create", owners::name(&pod.metadata), Some(&errors::message(&error)));
                 Err(error)
             }
         }
     }
 
-    async fn ensure_claims(&self, set: &StatefulSet, ordinal: i32) -> Result<(), kube::Error> {
+    /// Makes the claims that are not there, and says what is wrong with those that the pod cannot have.
+    async fn ensure_claims(&self, set: &StatefulSet, ordinal: i32) -> Result<(), String> {
+        let mut failures = Vec::new();
         for claim in identity::claims(set, ordinal) {
             let key = ObjectKey::of(&claim);
-            if self.claims.get_key(&key).is_some() {
+            if let Some(present) = self.claims.get_key(&key) {
+                if owners::is_deleting(&present.metadata) {
+                    failures.push(format!("pvc {} is being deleted", key.name));
+                }
                 continue;
             }
             let about = events::reference(set);
@@ -337,11 +345,15 @@ impl Controller {
                         errors::message(&error)
                     );
                     self.context.recorder.warning(&about, "FailedCreate", message);
-                    return Err(error);
+                    failures.push(format!("failed to create PVC {}: {}", key.name, errors::message(&error)));
                 }
             }
         }
-        Ok(())
+        match failures.as_slice() {
+            [] => Ok(()),
+            [only] => Err(only.clone()),
+            several => Err(format!("[{}]", several.join(", "))),
+        }
     }
 
     /// Makes a pod that is scaled away own its claims, so that they go with it.
@@ -363,16 +375,16 @@ impl Controller {
         Ok(())
     }
 
-    fn record(&self, set: &StatefulSet, verb: &str, pod: &str, error: Option<&kube::Error>) {
+    fn record(&self, set: &StatefulSet, verb: &str, pod: &str, failure: Option<&str>) {
         let about = events::reference(set);
         let set = owners::name(&set.metadata);
-        match error {
+        match failure {
             None => {
                 let message = format!("{verb} Pod {pod} in StatefulSet {set} successful");
                 self.context.recorder.normal(&about, &format!("Successful{verb}"), message);
             }
-            Some(error) => {
-                let message = format!("{verb} Pod {pod} in StatefulSet {set} failed error: {}", errors::message(error));
+            Some(why) => {
+                let message = format!("{verb} Pod {pod} in StatefulSet {set} failed error: {why}");
                 self.context.recorder.warning(&about, &format!("Failed{verb}"), message);
             }
         }

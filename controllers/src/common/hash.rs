@@ -208,6 +208,11 @@ mod tests {
             deep("v1.EndpointPort", &serde_json::json!({"name": name, "port": port, "protocol": protocol}))
         };
         assert!(port("b", 8081, "UDP") < port("a", 8080, "TCP"));
+        let in_slice = |name: &str, port: i32| {
+            let port = serde_json::json!({"name": name, "port": port, "protocol": "TCP"});
+            deep("v1.EndpointPort~discovery.EndpointPort", &port)
+        };
+        assert!(in_slice("plain", 8081) < in_slice("web", 8080));
     }
 
     #[test]

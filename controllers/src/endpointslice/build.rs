@@ -11,7 +11,7 @@ use super::plan::Group;
 use super::{HEADLESS, MANAGED_BY, SERVICE_NAME};
 use crate::common::selector::Labels;
 use crate::common::slim::SlimPod;
-use crate::common::{owners, pods};
+use crate::common::{hash, owners, pods};
 
 /// What endpoints show of a pod; a change of anything else does not concern them.
 pub fn shows(pod: &Pod) -> impl PartialEq + use<> {
@@ -179,7 +179,7 @@ pub fn hostname(service: &Service, pod: &Pod) -> Option<String> {
 
 fn ports_of(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
     let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-    ports
+    let mut ports: Vec<EndpointPort> = ports
         .filter_map(|port| {
             Some(EndpointPort {
                 name: Some(port.name.clone().unwrap_or_default()),
@@ -188,7 +188,9 @@ fn ports_of(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
                 app_protocol: port.app_protocol.clone(),
             })
         })
-        .collect()
+        .collect();
+    ports.sort_by_cached_key(|port| hash::deep("v1.EndpointPort~discovery.EndpointPort", port));
+    ports
 }
 
 pub fn protocol(port: &ServicePort) -> &str {

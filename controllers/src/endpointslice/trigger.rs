@@ -12,14 +12,14 @@ use crate::common::slim::SlimPod;
 
 /// The times of one service's last changes.
 #[derive(Default)]
-pub(super) struct Tracker {
+pub(crate) struct Tracker {
     service: Option<Timestamp>,
     pods: HashMap<String, Timestamp>,
 }
 
 impl Tracker {
     /// The earliest change that was not there the last time; `None` if none has a time, as deletions.
-    pub(super) fn next(&mut self, service: &Service, pods: &[Arc<SlimPod>]) -> Option<String> {
+    pub(crate) fn next(&mut self, service: &Service, pods: &[Arc<SlimPod>]) -> Option<String> {
         let mut earliest: Option<Timestamp> = None;
         let mut consider = |time: Timestamp| earliest = Some(earliest.map_or(time, |earliest| earliest.min(time)));
         let mut seen = HashMap::new();

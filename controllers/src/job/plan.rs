@@ -338,10 +338,9 @@ pub(super) fn plan(view: &View, now: Timestamp) -> Outcome {
             ((completions - view.succeeded - lost).max(0) as usize).min(parallelism)
         }
     };
-    if active > wanted {
-        let mut ranked: Vec<Ranked> = view.active.iter().map(|pod| Ranked { pod: pod.clone(), doubled: 0 }).collect();
-        ranked.sort_by(|left, right| deletion_order(left, right, now));
-        let pods = ranked.into_iter().take(active - wanted).map(|ranked| ranked.pod).collect();
+    // Where both are called for, pods go first and come at the next look.
+    let pods = surplus(view, active.saturating_sub(wanted), now);
+    if !pods.is_empty() {
         return Outcome::Delete { pods, condition: None };
     }
     let occupied = active + if view.replaces_only_failed() { view.terminating } else { 0 };
@@ -349,6 +348,33 @@ pub(super) fn plan(view: &View, now: Timestamp) -> Outcome {
         return Outcome::Create { count: wanted - occupied };
     }
     Outcome::Wait { condition: None }
+}
+
+/// Running pods that are too many: those without an index of the job, all but one of each index, and then as many as it takes.
+fn surplus(view: &View, at_least: usize, now: Timestamp) -> Vec<Arc<SlimPod>> {
+    let ranked = |pods: &[Arc<SlimPod>]| {
+        let mut ranked: Vec<Ranked> = pods.iter().map(|pod| Ranked { pod: pod.clone(), doubled: 0 }).collect();
+        ranked.sort_by(|left, right| deletion_order(left, right, now));
+        ranked.into_iter().map(|ranked| ranked.pod)
+    };
+    let (mut gone, mut left) = (Vec::new(), Vec::new());
+    if view.is_indexed() {
+        let end = view.spec.completions.unwrap_or(0).max(0) as u32;
+        let mut by_index: BTreeMap<Option<u32>, Vec<Arc<SlimPod>>> = BTreeMap::new();
+        for pod in &view.active {
+            by_index.entry(index_of(pod).filter(|index| *index < end)).or_default().push(pod.clone());
+        }
+        for (index, pods) in by_index {
+            let mut pods: Vec<_> = ranked(&pods).collect();
+            left.extend(index.and_then(|_| pods.pop()));
+            gone.extend(pods);
+        }
+    } else {
+        left.clone_from(&view.active);
+    }
+    let more = at_least.saturating_sub(gone.len());
+    gone.extend(ranked(&left).take(more));
+    gone
 }
 
 #[cfg(test)]
@@ -403,6 +429,7 @@ mod tests {
     #[test]
     fn an_index_counts_once() {
         let spec = json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed"});
+        assert_eq!(check(spec.clone(), json!({}), &[("0", "Running"), ("2", "Running")]), "delete 1 ");
         assert_eq!(
             check(spec.clone(), json!({"completedIndexes": "0", "succeeded": 1}), &[("0", "Succeeded")]),
             "create 1"

@@ -161,21 +161,36 @@ fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     })
 }
 
-/// Whether a volume has what a claim asks for.
-fn satisfies(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
-    let (Some(offered), Some(asked)) = (&volume.spec, &claim.spec) else { return false };
+/// What of a volume is not as a claim asks for it (upstream: `checkVolumeSatisfyClaim`).
+fn mismatch(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<String> {
+    let (Some(offered), Some(asked)) = (&volume.spec, &claim.spec) else { return Some("no spec".to_owned()) };
     let mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".to_owned());
-    let modes = |modes: &Option<Vec<String>>| modes.clone().unwrap_or_default();
     let large_enough = match storage(asked.resources.as_ref().and_then(|resources| resources.requests.as_ref())) {
         Some(asked) => storage(offered.capacity.as_ref()).is_some_and(|offered| offered >= asked),
         None => true,
     };
-    large_enough
-        && mode(&offered.volume_mode) == mode(&asked.volume_mode)
-        && modes(&asked.access_modes).iter().all(|asked| modes(&offered.access_modes).contains(asked))
+    let has_modes = asked.access_modes.iter().flatten().all(|asked| access_modes(volume).contains(asked));
+    if owners::is_deleting(&volume.metadata) {
+        Some(format!("the volume is marked for deletion \"{}\"", owners::name(&volume.metadata)))
+    } else if !large_enough {
+        Some("requested PV is too small".to_owned())
+    } else if class_of_volume(volume) != class_of(claim) {
+        Some("storageClassName does not match".to_owned())
+    } else if mode(&offered.volume_mode) != mode(&asked.volume_mode) {
+        Some("incompatible volumeMode".to_owned())
+    } else if !has_modes {
+        Some("incompatible accessMode".to_owned())
+    } else {
+        None
+    }
 }
 
-/// The best volume for a claim: one that is kept for it, or else the smallest that will do.
+fn access_modes(volume: &PersistentVolume) -> &[String] {
+    volume.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default()
+}
+
+/// The best volume for a claim: one that is kept for it, or else one with as few modes of access as
+/// will do, and the smallest of these.
 fn choose(claim: &PersistentVolumeClaim, volumes: &[Arc<PersistentVolume>]) -> Option<Arc<PersistentVolume>> {
     let wanted = claim.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     let kept = volumes.iter().find(|volume| is_for(volume, claim));
@@ -187,16 +202,15 @@ fn choose(claim: &PersistentVolumeClaim, volumes: &[Arc<PersistentVolume>]) -> O
         .filter(|volume| {
             let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
             volume.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_none())
-                && !owners::is_deleting(&volume.metadata)
                 && !matches!(phase, "Released" | "Failed" | "Bound")
-                && class_of_volume(volume) == class_of(claim)
-                && satisfies(volume, claim)
+                && mismatch(volume, claim).is_none()
                 && wanted.is_none_or(|wanted| selector::matches(Some(wanted), volume.metadata.labels.as_ref()))
         })
         .min_by(|a, b| {
             let size =
                 |volume: &PersistentVolume| storage(volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref()));
-            size(a).cmp(&size(b)).then_with(|| a.metadata.name.cmp(&b.metadata.name))
+            let rank = |volume: &PersistentVolume| (access_modes(volume).len(), size(volume));
+            rank(a).cmp(&rank(b)).then_with(|| a.metadata.name.cmp(&b.metadata.name))
         })
         .cloned()
 }
@@ -218,8 +232,8 @@ impl Binder {
             if taken {
                 return self.pend(&claim).await;
             }
-            if !satisfies(&volume, &claim) || class_of_volume(&volume) != class_of(&claim) {
-                let message = format!("Cannot bind to requested volume \"{name}\": storageClassName does not match");
+            if let Some(why) = mismatch(&volume, &claim) {
+                let message = format!("Cannot bind to requested volume \"{name}\": {why}");
                 self.context.recorder.warning(&events::reference(claim.as_ref()), "VolumeMismatch", message);
                 return self.pend(&claim).await;
             }

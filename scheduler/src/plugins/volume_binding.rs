@@ -71,7 +71,7 @@ impl VolumeBinding {
         Some(decisions)
     }
 
-    /// The smallest volume that suits a claim on a node.
+    /// The volume that suits a claim on a node with the fewest modes of access, and the smallest of these.
     fn find(&self, claim: &VolumeClaim, node: &Node, taken: &[String]) -> Option<Arc<Volume>> {
         let mut volumes = self.volumes.volumes.list();
         volumes.retain(|v| {
@@ -93,7 +93,7 @@ impl VolumeBinding {
                 && self.volumes.promised_to(&v.name).is_none_or(|to| to == claim.key.to_string())
         });
         // One that is reserved for this claim goes before any other.
-        volumes.into_iter().min_by_key(|v| (v.claim.is_none(), v.bytes, v.name.clone()))
+        volumes.into_iter().min_by_key(|v| (v.claim.is_none(), v.access_modes.len(), v.bytes, v.name.clone()))
     }
 }
 
