@@ -3,6 +3,7 @@
 
 use crate::eviction::Pressure;
 use crate::kubelet::Kubelet;
+use crate::machine;
 use crate::pod::{self, PodExt, now};
 use crate::resources;
 use crate::sandbox;
@@ -51,16 +52,19 @@ pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
         .filter(|h| !h.rejected.load(Ordering::Acquire) && !h.finished.load(Ordering::Acquire))
         .map(|h| h.allocated_pod())
         .collect();
-    if let Some(os) = pod.spec().os.as_ref().filter(|os| os.name != "linux") {
-        return Err(Rejection::new(
-            "PodOSNotSupported",
-            format!("Failed to admit pod as the OS field doesn't match node OS: {}", os.name),
-        ));
+    if pod.spec().os.as_ref().is_some_and(|os| os.name != "linux") {
+        return Err(Rejection::new("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"));
     }
     if let Some(message) = sandbox::forbidden_sysctl(pod, &kubelet.config.settings.allowed_unsafe_sysctls) {
         return Err(Rejection::new("SysctlForbidden", message));
     }
     under_pressure(*kubelet.pressure.read(), pod)?;
+    if lacks_strict_groups(kubelet, pod) {
+        return Err(Rejection::new(
+            "SupplementalGroupsPolicyNotSupported",
+            "SupplementalGroupsPolicy=Strict is not supported in this node",
+        ));
+    }
     fits_resources(&kubelet.allocatable(), &others.iter().map(|p| p.as_ref()).collect::<Vec<_>>(), pod)?;
     let Some(node) = kubelet.node_object() else { return Ok(()) };
     let labels = node.metadata.labels.clone().unwrap_or_default();
@@ -86,11 +90,33 @@ pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
     if untolerated && !pod::is_static(pod) {
         return Err(Rejection::predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate"));
     }
+    if kubelet.runtime.is_real() && confined_by_app_armor(pod) && !machine::has_app_armor() {
+        return Err(Rejection::new("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"));
+    }
     Ok(())
 }
 
-/// Whether a resized pod still fits: `Infeasible` if it never will, `Deferred` if others are in the way.
-pub fn resize_verdict(kubelet: &Kubelet, pod: &Pod) -> Result<(), (&'static str, String)> {
+/// Whether the pod wants only the groups that its spec names, of a runtime that adds those of the image.
+fn lacks_strict_groups(kubelet: &Kubelet, pod: &Pod) -> bool {
+    let policy = pod.spec().security_context.as_ref().and_then(|s| s.supplemental_groups_policy.as_deref());
+    if policy != Some("Strict") {
+        return false;
+    }
+    let node = kubelet.node_object();
+    let features = node.as_ref().and_then(|n| n.status.as_ref()).and_then(|s| s.features.as_ref());
+    features.and_then(|f| f.supplemental_groups_policy) != Some(true)
+}
+
+fn confined_by_app_armor(pod: &Pod) -> bool {
+    let of_pod = pod.spec().security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+    pod::long_lived_containers(pod.spec()).any(|c| {
+        let own = c.container.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+        own.or(of_pod).is_some_and(|profile| profile.type_ != "Unconfined")
+    })
+}
+
+/// Whether a resized pod still fits: `Infeasible` if it never will, another reason (such as `OutOfcpu`) if others are in the way.
+pub fn resize_verdict(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
     let allocatable = kubelet.allocatable();
     let amount = |name: &str, q: &Quantity| if name == "cpu" { resources::milli_value(q) } else { resources::value(q) };
     let requests = resources::pod_requests(pod);
@@ -98,7 +124,7 @@ pub fn resize_verdict(kubelet: &Kubelet, pod: &Pod) -> Result<(), (&'static str,
         let (Some(requested), Some(capacity)) = (requests.get(name), allocatable.get(name)) else { continue };
         let (requested, capacity) = (amount(name, requested), amount(name, capacity));
         if requested > capacity {
-            return Err((
+            return Err(Rejection::new(
                 "Infeasible",
                 format!("Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"),
             ));
@@ -111,7 +137,6 @@ pub fn resize_verdict(kubelet: &Kubelet, pod: &Pod) -> Result<(), (&'static str,
         .map(|h| h.allocated_pod())
         .collect();
     fits_resources(&allocatable, &others.iter().map(|p| p.as_ref()).collect::<Vec<_>>(), pod)
-        .map_err(|r| ("Deferred", r.message))
 }
 
 /// A node that runs short takes only pods that it would not evict at once.

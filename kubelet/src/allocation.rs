@@ -184,6 +184,17 @@ impl Actuated {
         if restarts { Change::Restart } else { Change::InPlace }
     }
 
+    /// The pod with what is in force, if that is not what was granted.
+    pub fn pod_in_force(&self, pod: &Pod, containers: &HashMap<String, ResourceRequirements>) -> Option<Pod> {
+        let differs = self.pod_differs(pod);
+        if containers.is_empty() && !differs {
+            return None;
+        }
+        let of_pod = if differs { self.pod.clone().flatten() } else { pod.spec().resources.clone() };
+        let containers = containers.iter().map(|(name, resources)| (name.clone(), resources.clone())).collect();
+        Some(Allocation { pod: of_pod, containers }.apply(pod))
+    }
+
     /// The resources in force of a container that does not have what was granted yet.
     pub fn still(&self, pod: &Pod, container: &Container, id: &str) -> Option<ResourceRequirements> {
         self.amounts(pod, container, id)?;

@@ -90,7 +90,7 @@ async fn once(request: &Request) -> Result<(Answer, Option<String>), String> {
     let stream = TcpStream::connect(&address).await.map_err(|e| dial_error(&address, &e))?;
     if request.https {
         let name = ServerName::try_from(request.host.clone()).map_err(|e| e.to_string())?;
-        let stream = TlsConnector::from(TLS.clone()).connect(name, stream).await.map_err(|e| e.to_string())?;
+        let stream = TlsConnector::from(TLS.clone()).connect(name, stream).await.map_err(|e| tls_error(&e))?;
         exchange(request, TokioIo::new(stream)).await
     } else {
         exchange(request, TokioIo::new(stream)).await
@@ -146,6 +146,19 @@ where
     .await;
     driver.abort();
     result
+}
+
+/// A failed handshake in the words of Go's client, where it has some of its own.
+fn tls_error(error: &std::io::Error) -> String {
+    use rustls::Error;
+    let cause = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+    match (error.kind(), cause) {
+        (std::io::ErrorKind::UnexpectedEof, _) => "EOF".into(),
+        (_, Some(Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))) => {
+            "http: server gave HTTP response to HTTPS client".into()
+        }
+        _ => error.to_string(),
+    }
 }
 
 static TLS: LazyLock<Arc<rustls::ClientConfig>> = LazyLock::new(|| {

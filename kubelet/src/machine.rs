@@ -110,3 +110,8 @@ pub fn primary_address() -> Option<std::net::IpAddr> {
         addresses.iter().find(|ip| ip.is_ipv4()).or(addresses.first()).copied()
     })
 }
+
+/// Whether the kernel confines processes by AppArmor.
+pub fn has_app_armor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
+}

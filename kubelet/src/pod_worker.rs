@@ -30,8 +30,8 @@ const RETRY_SOON: Duration = Duration::from_secs(1);
 /// Waits are lengthened by up to this part of themselves, so that pods that failed together are not tried again together.
 const JITTER: f64 = 0.5;
 const CRASH_LOOP: &str = "CrashLoopBackOff";
-/// Upstream takes about this long to notice that a container has been started, and shows the back-off until then.
-const BACK_OFF_SHOWN: Duration = Duration::from_secs(1);
+/// A back-off is only told of at the sync that ends it. That sync begins this much earlier, so that whoever polls can see it.
+const BACK_OFF_SHOWN: Duration = Duration::from_secs(2);
 /// Pods whose volumes are missing say so again at this interval (upstream: `podAttachAndMountTimeout`).
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(123);
 const MOUNT_RETRY_MIN: Duration = Duration::from_millis(500);
@@ -48,6 +48,7 @@ pub async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>) {
         volumes_at: None,
         resize: resize::Resize::default(),
         waited: false,
+        linger: Duration::ZERO,
         prober_stop: CancellationToken::new(),
         probing: false,
         missing_dns_told: false,
@@ -73,6 +74,8 @@ struct Worker {
     resize: resize::Resize,
     /// The present sync comes because its time has come.
     waited: bool,
+    /// What is left then of the wait.
+    linger: Duration,
     prober_stop: CancellationToken,
     probing: bool,
     missing_dns_told: bool,
@@ -179,6 +182,7 @@ impl Worker {
 
     fn generate(&self, pod: &Pod, runtime: &RuntimePod, terminal: bool) -> PodStatus {
         let actual = self.resize.still_in_force(pod, runtime);
+        let in_force = self.resize.actuated.pod_in_force(pod, &actual);
         let host_ips = self.kubelet.node_ips.read().clone();
         status::generate(&status::Inputs {
             pod,
@@ -190,6 +194,7 @@ impl Worker {
             runtime_name: &self.kubelet.runtime_version.runtime_name,
             probes: &self.handle.probes,
             resize: &self.resize.conditions(),
+            in_force: in_force.as_ref(),
             actual_resources: &actual,
         })
     }
@@ -225,10 +230,8 @@ impl Worker {
         {
             return Synced::Wait(retry);
         }
-        if std::mem::take(&mut self.waited) && self.reasons.values().any(|e| e.reason == CRASH_LOOP) && !plan.is_empty()
-        {
-            // The back-off is only told of now that it ends: whoever polls must have the time to see it.
-            tokio::time::sleep(BACK_OFF_SHOWN).await;
+        if std::mem::take(&mut self.waited) && !plan.is_empty() {
+            tokio::time::sleep(std::mem::take(&mut self.linger)).await;
         }
         if !self.probing {
             // Whatever runs already is probed, also after a restart of the kubelet.
@@ -241,6 +244,8 @@ impl Worker {
             }
             let progress = self.carry_out(&pod, &runtime, &plan).await;
             wait = jittered(progress.retry().unwrap_or(self.sync_frequency()).min(self.sync_frequency()));
+            self.linger = if progress.is_backing_off() { BACK_OFF_SHOWN.min(wait) } else { Duration::ZERO };
+            wait -= self.linger;
             runtime = match self.look_again().await {
                 Ok(runtime) => runtime,
                 Err(_) => return Synced::Wait(RETRY_SOON),
@@ -364,7 +369,22 @@ impl Worker {
     /// Containers that run already keep their volumes; a source that has gone since is told, and tried again.
     fn tell_mount_failures(&mut self, pod: &Pod, failed: &BTreeMap<String, String>) -> Duration {
         let events = &self.kubelet.events;
-        for (name, message) in failed {
+        let unprocessed: Vec<_> = failed.iter().filter(|(_, m)| m.starts_with(volumes::UNPROCESSED)).collect();
+        if !unprocessed.is_empty() {
+            // These are not even tried, so nothing is waited for.
+            let names = unprocessed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ");
+            let unmounted = failed.keys().map(String::as_str).collect::<Vec<_>>().join(" ");
+            let messages: Vec<&str> = unprocessed.iter().map(|(_, message)| message.as_str()).collect();
+            let message = match messages.as_slice() {
+                [one] => one.to_string(),
+                all => format!("[{}]", all.join(", ")),
+            };
+            let text = format!(
+                "Unable to attach or mount volumes: unmounted volumes=[{unmounted}], unattached volumes=[], failed to process volumes=[{names}]: {message}"
+            );
+            events.pod(pod, None, "Warning", "FailedMount", text);
+        }
+        for (name, message) in failed.iter().filter(|(_, m)| !m.starts_with(volumes::UNPROCESSED)) {
             events.pod(
                 pod,
                 None,
@@ -383,6 +403,9 @@ impl Worker {
             );
             events.pod(pod, None, "Warning", "FailedMount", message);
             failures.since = Some(Instant::now());
+        }
+        if !unprocessed.is_empty() {
+            return jittered(RETRY);
         }
         failures.wait = (failures.wait * 2).clamp(MOUNT_RETRY_MIN, MOUNT_TIMEOUT);
         failures.wait
@@ -432,6 +455,7 @@ impl Worker {
                 runtime_name: "",
                 probes: &self.handle.probes,
                 resize: &[],
+                in_force: None,
                 actual_resources: &HashMap::new(),
             },
             &mut status,

@@ -369,7 +369,8 @@ pub fn resolve_port(port: &IntOrString, container: &Container) -> Result<u16, St
             let named = container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name));
             match named {
                 Some(port) => port.container_port,
-                None => name.parse().map_err(|_| format!("invalid port number: {name}"))?,
+                // What Go says about text that is no number.
+                None => name.parse().map_err(|_| format!("strconv.Atoi: parsing {name:?}: invalid syntax"))?,
             }
         }
     };

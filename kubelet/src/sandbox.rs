@@ -113,7 +113,8 @@ pub fn sandbox_config(
     // Running such a pod without what it asks for would be worse than not running it.
     if spec.host_users == Some(false) {
         let handler = spec.runtime_class_name.as_deref().unwrap_or_default();
-        return Err(format!("RuntimeClass handler {handler:?} does not support user namespaces"));
+        let who = if handler.is_empty() { "runtime".to_string() } else { format!("RuntimeClass handler {handler:?}") };
+        return Err(format!("can't set `spec.hostUsers: false`, {who} does not support user namespaces"));
     }
     if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
         return Err("dynamic resources are not supported by this kubelet".into());

@@ -8,7 +8,8 @@ use crate::probes::{self, Results};
 use crate::resources;
 use crate::runtime_status::RuntimePod;
 use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
+    Container, ContainerState, ContainerStateTerminated, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+    ResourceRequirements,
 };
 use std::collections::HashMap;
 
@@ -47,6 +48,8 @@ pub struct Inputs<'a> {
     pub probes: &'a Results,
     /// Conditions about a resize under way.
     pub resize: &'a [PodCondition],
+    /// The pod with the resources in force, while a resize is under way.
+    pub in_force: Option<&'a Pod>,
     /// Resources in force where they are not those of the spec, by container name.
     pub actual_resources: &'a HashMap<String, ResourceRequirements>,
 }
@@ -85,7 +88,7 @@ pub fn generate(inputs: &Inputs<'_>) -> PodStatus {
         ..Default::default()
     };
     set_ips(inputs, &mut status);
-    set_resources(pod, &mut status);
+    set_resources(inputs, &mut status);
 
     // `started` decides whether a sidecar still holds the pod back, so probes come before the phase.
     probes::update_status(inputs.probes, pod, &mut status);
@@ -143,7 +146,10 @@ pub fn set_conditions(inputs: &Inputs<'_>, status: &mut PodStatus) {
         conditions.push(verdict.condition(kind, pod, inputs.old));
     }
     if pod::could_restart_all(pod) {
-        conditions.push(all_restarting(inputs, phase).condition(ALL_RESTARTING, pod, inputs.old));
+        let mut restarting = all_restarting(inputs, phase).condition(ALL_RESTARTING, pod, inputs.old);
+        // Upstream does not say here which generation it has seen.
+        restarting.observed_generation = None;
+        conditions.push(restarting);
     }
     status.conditions = Some(conditions);
 }
@@ -320,11 +326,12 @@ fn set_ips(inputs: &Inputs<'_>, status: &mut PodStatus) {
     }
 }
 
-fn set_resources(pod: &Pod, status: &mut PodStatus) {
+fn set_resources(inputs: &Inputs<'_>, status: &mut PodStatus) {
+    let some = |list: resources::ResourceList| (!list.is_empty()).then_some(list);
+    status.allocated_resources = some(resources::pod_requests(inputs.pod));
+    let pod = inputs.in_force.unwrap_or(inputs.pod);
     let (requests, limits) = (resources::pod_requests(pod), resources::pod_limits(pod));
     if !requests.is_empty() || !limits.is_empty() {
-        let some = |list: resources::ResourceList| (!list.is_empty()).then_some(list);
-        status.allocated_resources = some(requests.clone());
         status.resources =
             Some(ResourceRequirements { requests: some(requests), limits: some(limits), ..Default::default() });
     }
@@ -336,9 +343,13 @@ fn phase(pod: &Pod, status: &PodStatus, terminal: bool, has_run: bool) -> &'stat
     let policy = pod::restart_policy(pod);
     let (mut pending_init, mut pending_sidecars, mut failed_init) = (0, 0, 0);
     let (mut unknown, mut running, mut waiting, mut stopped, mut stopped_for_good, mut succeeded) = (0, 0, 0, 0, 0, 0);
-    fn ended(state: &Option<ContainerState>) -> Option<i32> {
-        state.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code)
+    fn ended(state: &Option<ContainerState>) -> Option<&ContainerStateTerminated> {
+        state.as_ref().and_then(|s| s.terminated.as_ref())
     }
+    // What was removed for all to start anew will be started, whatever its policy says.
+    let restarts = |container: &Container, end: &ContainerStateTerminated| {
+        end.reason.as_deref() == Some(RESTARTING) || pod::restarts_after_exit(container, policy, end.exit_code)
+    };
     for container in pod::init_containers(spec) {
         let found = container_status(&status.init_container_statuses, &container.name);
         let state = found.and_then(|f| f.state.as_ref());
@@ -360,15 +371,15 @@ fn phase(pod: &Pod, status: &PodStatus, terminal: bool, has_run: bool) -> &'stat
             }
             continue;
         }
-        let exit_code = match state {
-            Some(s) if s.terminated.is_some() => s.terminated.as_ref().map(|t| t.exit_code),
+        let end = match state {
+            Some(s) if s.terminated.is_some() => s.terminated.as_ref(),
             Some(s) if s.waiting.is_some() => last,
             _ => None,
         };
-        match exit_code {
+        match end {
             None => pending_init += 1,
-            Some(0) => {}
-            Some(code) => failed_init += u32::from(!pod::restarts_after_exit(container, policy, code)),
+            Some(end) if end.exit_code == 0 => {}
+            Some(end) => failed_init += u32::from(!restarts(container, end)),
         }
     }
     for container in &spec.containers {
@@ -378,16 +389,15 @@ fn phase(pod: &Pod, status: &PodStatus, terminal: bool, has_run: bool) -> &'stat
             continue;
         };
         let last = found.and_then(|f| ended(&f.last_state));
-        let exit_code = state.terminated.as_ref().map(|t| t.exit_code);
         if state.running.is_some() {
             running += 1;
-        } else if let Some(code) = exit_code {
+        } else if let Some(end) = &state.terminated {
             stopped += 1;
-            stopped_for_good += u32::from(!pod::restarts_after_exit(container, policy, code));
-            succeeded += u32::from(code == 0);
-        } else if let Some(code) = last {
+            stopped_for_good += u32::from(!restarts(container, end));
+            succeeded += u32::from(end.exit_code == 0);
+        } else if let Some(end) = last {
             stopped += 1;
-            stopped_for_good += u32::from(!pod::restarts_after_exit(container, policy, code));
+            stopped_for_good += u32::from(!restarts(container, end));
         } else {
             waiting += 1;
         }
@@ -424,27 +434,18 @@ pub fn terminate(pod: &Pod, status: &mut PodStatus) {
             });
         }
     };
-    let init_done = |s: &PodStatus| {
-        pod::init_containers(pod.spec())
-            .iter()
-            .filter(|c| !is_sidecar(c))
-            .all(|c| container_status(&s.init_container_statuses, &c.name).is_some_and(|s| s.ready))
-    };
-    // Before initialization a container without a status has simply never been started.
-    let evidence = status.container_statuses.iter().flatten().any(|c| c.container_id.is_some() || c.restart_count > 0);
-    if init_done(status) && evidence {
+    // Once a pod has been initialized, a container without an end counts as failed.
+    if has_initialized(pod) {
         status.container_statuses.iter_mut().flatten().for_each(end);
     }
     if let Some(list) = &mut status.init_container_statuses {
-        // All but the last ones, which give no sign of ever having been started.
+        // All but the last ones, which give no sign of ever having been started; the first one at least.
         let started = |c: &ContainerStatus| {
-            c.container_id.is_some()
-                || c.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+            c.state.as_ref().is_none_or(|s| s.waiting.is_none())
                 || c.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
         };
-        if let Some(last) = list.iter().rposition(started) {
-            list[..=last].iter_mut().for_each(end);
-        }
+        let last = list.iter().rposition(started).unwrap_or(0);
+        list.iter_mut().take(last + 1).for_each(end);
     }
     for c in status.container_statuses.iter_mut().flatten().chain(status.init_container_statuses.iter_mut().flatten()) {
         if c.state.as_ref().is_some_and(|s| s.running.is_none()) {
@@ -454,6 +455,26 @@ pub fn terminate(pod: &Pod, status: &mut PodStatus) {
     if !pod::is_terminal(status) {
         status.phase = Some("Failed".into());
     }
+}
+
+/// Whether the status that the API has shows that the pod's regular containers could be started.
+fn has_initialized(pod: &Pod) -> bool {
+    let Some(last) = pod::init_containers(pod.spec()).last() else { return true };
+    let told = pod.status();
+    let moved = |c: &ContainerStatus| {
+        c.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
+            || c.state.as_ref().is_none_or(|s| s.waiting.is_none())
+    };
+    if told.container_statuses.iter().flatten().any(moved) {
+        return true;
+    }
+    let Some(found) = container_status(&told.init_container_statuses, &last.name) else { return false };
+    if is_sidecar(last) {
+        return found.started == Some(true) && found.state.as_ref().is_some_and(|s| s.running.is_some());
+    }
+    let succeeded =
+        |s: &Option<ContainerState>| s.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0);
+    succeeded(&found.last_state) || succeeded(&found.state)
 }
 
 #[cfg(test)]

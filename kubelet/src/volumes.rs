@@ -45,6 +45,9 @@ impl Context<'_> {
     }
 }
 
+/// How messages begin about claims that are no volumes (yet).
+pub const UNPROCESSED: &str = "error processing PVC";
+
 /// Where a volume is on this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mounted {

@@ -34,36 +34,8 @@ impl Worker {
             status::terminate(&pod, &mut status);
             let failed = failure.or_else(|| kept_failure(&status));
             let status = self.with_failure(&pod, &runtime, status.clone(), failed);
-            // The phase may only just have become final, and with it what the conditions say.
-            let status =
-                if status.reason.is_none() { self.with_final_conditions(&pod, &runtime, status) } else { status };
             self.handle.publish(status);
         }
-    }
-
-    fn with_final_conditions(
-        &self,
-        pod: &Pod,
-        runtime: &RuntimePod,
-        mut status: k8s_openapi::api::core::v1::PodStatus,
-    ) -> k8s_openapi::api::core::v1::PodStatus {
-        let old = self.handle.status();
-        status::set_conditions(
-            &status::Inputs {
-                pod,
-                old: &old,
-                runtime,
-                reasons: &self.reasons,
-                terminal: true,
-                host_ips: &[],
-                runtime_name: "",
-                probes: &self.handle.probes,
-                resize: &[],
-                actual_resources: &Default::default(),
-            },
-            &mut status,
-        );
-        status
     }
 
     async fn stop_containers(&mut self) {
@@ -170,8 +142,11 @@ impl Worker {
         let hook = reference.and_then(|c| Some((c, c.container.lifecycle.as_ref()?.pre_stop.as_ref()?)));
         if let Some((c, handler)) = hook.filter(|_| first && grace > Duration::ZERO) {
             let pod_ip = runtime.ips().first().cloned().unwrap_or_default();
-            match tokio::time::timeout(grace, hooks::run(&*self.kubelet.runtime, handler, c.container, id, &pod_ip))
-                .await
+            match tokio::time::timeout(
+                grace,
+                hooks::run(&*self.kubelet.runtime, handler, c.container, id, pod, &pod_ip),
+            )
+            .await
             {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {

@@ -48,15 +48,17 @@ impl Worker {
                 let summary = allocation::summary(&pod, generation, None);
                 kubelet.events.pod(&pod, None, "Normal", "ResizeStarted", format!("Pod resize started: {summary}"));
             }
-            Err((reason, message)) => {
+            Err(rejection) => {
                 drop(deciding);
+                let message = rejection.message;
+                let reason = if rejection.reason == "Infeasible" { "Infeasible" } else { "Deferred" };
                 let before = self.resize.pending.take();
                 let news = before.as_ref().is_none_or(|c| {
                     c.reason.as_deref() != Some(reason) || c.observed_generation != pod.metadata.generation
                 });
                 if news {
                     let summary = allocation::summary(&pod, generation, Some(&message));
-                    let text = format!("Pod resize {reason}: {summary}");
+                    let text = format!("Pod resize {}: {summary}", rejection.reason);
                     kubelet.events.pod(&pod, None, "Warning", &format!("Resize{reason}"), text);
                 }
                 self.resize.pending =

@@ -43,6 +43,10 @@ impl Progress {
         self.backing_off = Some(self.backing_off.map_or(left, |present| present.min(left)));
     }
 
+    pub fn is_backing_off(&self) -> bool {
+        self.backing_off.is_some()
+    }
+
     /// When to try again what could not be done (upstream: `completeWork`): the end of a back-off is waited for whatever else has failed.
     pub fn retry(&self) -> Option<Duration> {
         self.backing_off.or(self.failed)
@@ -187,8 +191,8 @@ impl Worker {
                 }
                 Err(error) => {
                     progress.retry_in(RETRY);
-                    // A container that was made but did not start has ended, and may be started again after its back-off.
-                    progress.changed |= error.reason == "RunContainerError";
+                    // A container that was made but did not start, or was ended at once, may be started again after its back-off.
+                    progress.changed |= matches!(error.reason, "RunContainerError" | "PostStartHookError");
                     self.reasons.insert(name, error);
                     // What comes after an init container has to wait for it.
                     if reference.kind == ContainerKind::Init && !reference.is_sidecar() {
@@ -388,7 +392,7 @@ impl Worker {
         let post_start = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref());
         if let Some(handler) = post_start {
             let pod_ip = runtime.ips().first().cloned().unwrap_or_default();
-            if let Err(message) = hooks::run(&*kubelet.runtime, handler, container, &id, &pod_ip).await {
+            if let Err(message) = hooks::run(&*kubelet.runtime, handler, container, &id, pod, &pod_ip).await {
                 event("Warning", "FailedPostStartHook", "PostStartHook failed".into());
                 tracing::debug!(pod = pod.name(), container = container.name, message, "a hook after the start failed");
                 let grace =
@@ -444,7 +448,7 @@ impl Worker {
             if real && !around.pod_ips.is_empty() { Some(self.write_hosts_file(pod, &around.pod_ips)?) } else { None };
         let target_id = match target {
             Some(name) => {
-                let found = runtime.find(&name).filter(|c| c.is_running());
+                let found = runtime.find(&name);
                 Some(found.map(|c| c.id.clone()).ok_or_else(|| format!("unable to find target container {name}"))?)
             }
             None => None,
