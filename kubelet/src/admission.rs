@@ -13,6 +13,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+mod preemption;
+
+pub use preemption::REASON as PREEMPTING;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     pub reason: String,
@@ -65,8 +69,11 @@ pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
             "SupplementalGroupsPolicy=Strict is not supported in this node",
         ));
     }
-    fits_resources(&kubelet.allocatable(), &others.iter().map(|p| p.as_ref()).collect::<Vec<_>>(), pod)?;
-    let Some(node) = kubelet.node_object() else { return Ok(()) };
+    let lacking = fits_resources(&kubelet.allocatable(), &others.iter().map(|p| p.as_ref()).collect::<Vec<_>>(), pod);
+    if lacking.is_err() && !pod::is_critical(pod) {
+        return lacking;
+    }
+    let Some(node) = kubelet.node_object() else { return lacking };
     let labels = node.metadata.labels.clone().unwrap_or_default();
     if !matches_node(pod, &labels, &kubelet.config.node_name) {
         return Err(Rejection::predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
@@ -89,6 +96,9 @@ pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
     });
     if untolerated && !pod::is_static(pod) {
         return Err(Rejection::predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate"));
+    }
+    if lacking.is_err() {
+        preemption::make_room(kubelet, pod)?;
     }
     if kubelet.runtime.is_real() && confined_by_app_armor(pod) && !machine::has_app_armor() {
         return Err(Rejection::new("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"));

@@ -8,6 +8,7 @@ mod resize;
 mod starting;
 
 use crate::actions::{self, Actions};
+use crate::admission;
 use crate::environment::Surroundings;
 use crate::images::StartError;
 use crate::kubelet::{Kubelet, PodHandle};
@@ -242,10 +243,15 @@ impl Worker {
             if plan.is_empty() {
                 break;
             }
+            let hook_failed = self.reasons.values().any(|e| e.reason == "PostStartHookError");
             let progress = self.carry_out(&pod, &runtime, &plan).await;
             wait = jittered(progress.retry().unwrap_or(self.sync_frequency()).min(self.sync_frequency()));
             self.linger = if progress.is_backing_off() { BACK_OFF_SHOWN.min(wait) } else { Duration::ZERO };
             wait -= self.linger;
+            if hook_failed && progress.is_backing_off() {
+                // Upstream sees the start and the end of such a container one after the other, and so looks once more.
+                (wait, self.linger) = (RETRY_SOON, Duration::ZERO);
+            }
             runtime = match self.look_again().await {
                 Ok(runtime) => runtime,
                 Err(_) => return Synced::Wait(RETRY_SOON),
@@ -423,7 +429,12 @@ impl Worker {
         status.phase = Some("Failed".into());
         status.reason = Some(reason.clone());
         status.message = Some(message.clone());
-        if reason == "Evicted" {
+        let disrupted = match reason.as_str() {
+            "Evicted" => Some(message.clone()),
+            admission::PREEMPTING => Some("Pod was preempted by Kubelet to accommodate a critical pod.".to_string()),
+            _ => None,
+        };
+        if let Some(message) = disrupted {
             let condition = k8s_openapi::api::core::v1::PodCondition {
                 type_: "DisruptionTarget".into(),
                 status: "True".into(),

@@ -127,11 +127,11 @@ pub(super) fn statuses(
                     if let Some(before) = seen.next() {
                         let id = format!("{}://{}", inputs.runtime_name, before.id);
                         result.last_state = Some(state_of(before, old, &id));
-                    } else if let Some(old) = old.filter(|o| o.container_id == result.container_id) {
-                        result.last_state = Some(old.last_state.clone().unwrap_or_default());
-                    } else if let Some(state) = old.and_then(|o| o.state.as_ref()).filter(|s| s.terminated.is_some()) {
-                        // The one before has been cleaned up already.
-                        result.last_state = Some(state.clone());
+                    } else if let Some(old) = old {
+                        // The one before may have been cleaned up already.
+                        let ended = old.state.as_ref().filter(|s| s.terminated.is_some());
+                        let ended = ended.filter(|_| old.container_id != result.container_id);
+                        result.last_state = Some(ended.or(old.last_state.as_ref()).cloned().unwrap_or_default());
                     }
                 }
                 None if kind != ContainerKind::Ephemeral && restarting && removed_for_restart(old, &mut result) => {}
