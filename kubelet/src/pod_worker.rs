@@ -4,6 +4,7 @@
 //! other and never go back. Only the worker starts or stops anything of its pod, so nothing needs a lock.
 
 mod ending;
+mod pod_images;
 mod resize;
 mod starting;
 
@@ -244,6 +245,7 @@ impl Worker {
                 break;
             }
             let hook_failed = self.reasons.values().any(|e| e.reason == "PostStartHookError");
+            let before = self.handle.seen.lock().clone();
             let progress = self.carry_out(&pod, &runtime, &plan).await;
             wait = jittered(progress.retry().unwrap_or(self.sync_frequency()).min(self.sync_frequency()));
             self.linger = if progress.is_backing_off() { BACK_OFF_SHOWN.min(wait) } else { Duration::ZERO };
@@ -257,8 +259,8 @@ impl Worker {
                 Err(_) => return Synced::Wait(RETRY_SOON),
             };
             // What a round has merely found out, such as a back-off, is told at the beginning of the next sync: until then the pod's last
-            // event is the news. Each round that changed something is followed by another.
-            if !progress.changed {
+            // event is the news. Each round that changed something, or during which something changed, is followed by another.
+            if !progress.changed && !crate::pleg::worth_a_sync(&before, &self.handle.seen.lock()) {
                 break;
             }
             self.follow_resize(&pod, &runtime);

@@ -1,6 +1,7 @@
 //! Carrying out a plan: sandboxes and containers are made, started and killed (upstream: `kuberuntime_manager.go: SyncPod`,
 //! `kuberuntime_container.go: startContainer`).
 
+use super::pod_images::PodImages;
 use super::{CRASH_LOOP, RETRY, RETRY_SOON, Worker};
 use crate::actions::{Actions, KillReason};
 use crate::container_config;
@@ -14,10 +15,9 @@ use crate::runtime_status::RuntimePod;
 use crate::sandbox::{self, SandboxInputs};
 use crate::status::RESTARTING;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a new sandbox without containers is not worth telling.
@@ -53,11 +53,12 @@ impl Progress {
     }
 }
 
-#[derive(Default)]
-struct PodImages {
-    secrets: Vec<Arc<Secret>>,
-    /// By the names of volumes: what the runtime knows their images by, or why they are not there.
-    volumes: HashMap<String, Result<String, StartError>>,
+/// Where a container is to be started.
+struct Place<'a> {
+    runtime: &'a RuntimePod,
+    sandbox_id: &'a str,
+    sandbox: &'a v1::PodSandboxConfig,
+    images: &'a PodImages,
 }
 
 impl Worker {
@@ -170,6 +171,7 @@ impl Worker {
             starts.push((ContainerRef { kind: ContainerKind::Regular, container: &spec.containers[*i] }, None));
         }
         let images = if starts.is_empty() { PodImages::default() } else { self.pod_images(pod, &sandbox_config).await };
+        let place = Place { runtime: &current, sandbox_id: &sandbox_id, sandbox: &sandbox_config, images: &images };
         let mut to_resize = plan.resizes();
         for (reference, target) in starts {
             if reference.kind == ContainerKind::Regular && std::mem::take(&mut to_resize) {
@@ -184,7 +186,7 @@ impl Worker {
                 }
                 continue;
             }
-            match self.start(pod, reference, target, &current, &sandbox_id, &sandbox_config, &images).await {
+            match self.start(pod, reference, target, &place).await {
                 Ok(()) => {
                     self.reasons.remove(&name);
                     progress.changed = true;
@@ -272,81 +274,31 @@ impl Worker {
         Some((left, StartError::new(CRASH_LOOP, text)))
     }
 
-    /// What the pod's containers share of images: pull secrets, and the images of volumes, which come before those of containers.
-    async fn pod_images(&self, pod: &Pod, sandbox: &v1::PodSandboxConfig) -> PodImages {
-        let kubelet = &self.kubelet;
-        let mut images = PodImages::default();
-        let mut missing = Vec::new();
-        for reference in pod.spec().image_pull_secrets.iter().flatten().filter(|r| !r.name.is_empty()) {
-            match kubelet.lookup().secret(pod.namespace(), &reference.name).await {
-                Ok(Some(secret)) => images.secrets.push(secret),
-                _ => missing.push(reference.name.as_str()),
-            }
-        }
-        if !missing.is_empty() {
-            let message = format!(
-                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
-                missing.join(", ")
-            );
-            kubelet.events.pod(pod, None, "Warning", "FailedToRetrieveImagePullSecret", message);
-        }
-        for volume in pod.spec().volumes.iter().flatten() {
-            let Some(source) = &volume.image else { continue };
-            let wish = Wish {
-                pod,
-                field: None,
-                requested: source.reference.as_deref().unwrap_or_default(),
-                policy: source.pull_policy.as_deref().unwrap_or("IfNotPresent"),
-                sandbox,
-                secrets: &images.secrets,
-            };
-            let result = kubelet.images.ensure(&wish).await;
-            images.volumes.insert(volume.name.clone(), result);
-        }
-        images
-    }
-
-    #[allow(clippy::too_many_arguments)]
     async fn start(
         &mut self,
         pod: &Pod,
         reference: ContainerRef<'_>,
         target: Option<String>,
-        runtime: &RuntimePod,
-        sandbox_id: &str,
-        sandbox_config: &v1::PodSandboxConfig,
-        images: &PodImages,
+        place: &Place<'_>,
     ) -> Result<(), StartError> {
+        let Place { runtime, sandbox_id, sandbox, .. } = *place;
         let kubelet = self.kubelet.clone();
         let container = reference.container;
         let field = reference.field_path();
         let event =
             |kind: &str, reason: &str, message: String| kubelet.events.pod(pod, Some(&field), kind, reason, message);
 
-        let mut image_volumes = HashMap::new();
-        let mut lacking = None;
-        for mount in container.volume_mounts.iter().flatten() {
-            match images.volumes.get(&mount.name) {
-                None => {}
-                Some(Ok(image)) => {
-                    image_volumes.insert(mount.name.clone(), image.clone());
-                }
-                Some(Err(error)) => {
-                    event("Warning", "Failed", format!("Error: {}", error.reason));
-                    lacking = Some(error.clone());
-                }
-            }
-        }
-        if let Some(error) = lacking {
-            return Err(error);
-        }
+        let image_volumes = place.images.of(container).map_err(|failed| {
+            failed.iter().for_each(|error| event("Warning", "Failed", format!("Error: {}", error.reason)));
+            failed[failed.len() - 1].clone()
+        })?;
         let wish = Wish {
             pod,
             field: Some(&field),
             requested: container.image.as_deref().unwrap_or_default(),
             policy: container.image_pull_policy.as_deref().unwrap_or("IfNotPresent"),
-            sandbox: sandbox_config,
-            secrets: &images.secrets,
+            sandbox,
+            secrets: &place.images.secrets,
         };
         let image_ref = match kubelet.images.ensure(&wish).await {
             Ok(image_ref) => image_ref,
@@ -364,7 +316,7 @@ impl Worker {
             StartError::new(reason, message)
         };
         let config =
-            self.container_config(pod, reference, target, runtime, image_ref, &image_volumes, restart_count).await;
+            self.container_config(pod, reference, target, runtime, (image_ref, &image_volumes), restart_count).await;
         let config = config.map_err(|message| fail("CreateContainerConfigError", message))?;
         if let Some(path) =
             kubelet.runtime.is_real().then(|| sandbox::pod_log_dir(&kubelet.config, pod).join(&container.name))
@@ -380,7 +332,7 @@ impl Worker {
         if let Some(stale) = runtime.find(&container.name).filter(|c| c.state == v1::ContainerState::Created) {
             let _ = kubelet.runtime.remove_container(&stale.id).await;
         }
-        let created = kubelet.runtime.create_container(sandbox_id, config, sandbox_config.clone()).await;
+        let created = kubelet.runtime.create_container(sandbox_id, config, sandbox.clone()).await;
         let id = created.map_err(|e| fail("CreateContainerError", e.message))?;
         event("Normal", "Created", "Container created".into());
         kubelet.runtime.start_container(&id).await.map_err(|e| fail("RunContainerError", e.message))?;
@@ -425,15 +377,14 @@ impl Worker {
         logged.chain(told).max().unwrap_or(0)
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// `images` are what the runtime knows the container's image by, and those of the volumes it mounts.
     async fn container_config(
         &mut self,
         pod: &Pod,
         reference: ContainerRef<'_>,
         target: Option<String>,
         runtime: &RuntimePod,
-        image_ref: String,
-        image_volumes: &HashMap<String, String>,
+        images: (String, &HashMap<String, String>),
         restart_count: i32,
     ) -> Result<v1::ContainerConfig, String> {
         let kubelet = self.kubelet.clone();
@@ -460,10 +411,10 @@ impl Worker {
             container: reference,
             restart_count,
             image: &image,
-            image_ref,
+            image_ref: images.0,
             variables,
             mounted: self.mounted.as_ref().unwrap_or(&none),
-            image_volumes,
+            image_volumes: images.1,
             hosts_file,
             target_id,
             memory_capacity: kubelet.machine.memory_bytes,
