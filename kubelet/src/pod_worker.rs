@@ -244,15 +244,13 @@ impl Worker {
             if plan.is_empty() {
                 break;
             }
-            let hook_failed = self.reasons.values().any(|e| e.reason == "PostStartHookError");
             let before = self.handle.seen.lock().clone();
             let progress = self.carry_out(&pod, &runtime, &plan).await;
             wait = jittered(progress.retry().unwrap_or(self.sync_frequency()).min(self.sync_frequency()));
             self.linger = if progress.is_backing_off() { BACK_OFF_SHOWN.min(wait) } else { Duration::ZERO };
             wait -= self.linger;
-            if hook_failed && progress.is_backing_off() {
-                // Upstream sees the start and the end of such a container one after the other, and so looks once more.
-                (wait, self.linger) = (RETRY_SOON, Duration::ZERO);
+            if let Some(soon) = progress.look_again {
+                (wait, self.linger) = (soon, Duration::ZERO);
             }
             runtime = match self.look_again().await {
                 Ok(runtime) => runtime,

@@ -95,7 +95,7 @@ fn victims(pod: &Pod, others: &[&Pod], needs: Needs) -> Result<Vec<usize>, Needs
 }
 
 /// One after the other the pod that comes closest to giving what is needed, of equals the one that asks for less.
-fn nearest<'a>(mut pods: Vec<(usize, &'a Pod)>, mut needs: Needs) -> Vec<(usize, &'a Pod)> {
+fn nearest(mut pods: Vec<(usize, &Pod)>, mut needs: Needs) -> Vec<(usize, &Pod)> {
     let distance = |needs: &Needs, pod: &Pod| -> f64 {
         let share =
             |(name, needed): (&String, &i64)| ((needed - amount(name, pod)).max(0) as f64 / *needed as f64).powi(2);

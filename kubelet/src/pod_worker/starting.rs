@@ -20,6 +20,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+const SHORT_LIFE_NANOS: i64 = 1_000_000_000;
+const SHORT_LIFE_TOLD: Duration = Duration::from_millis(2500);
 /// How long a new sandbox without containers is not worth telling.
 const SANDBOX_NEWS_DELAY: Duration = Duration::from_secs(1);
 
@@ -32,6 +34,8 @@ pub(super) struct Progress {
     failed: Option<Duration>,
     /// The time until the first container that ended may be started again.
     backing_off: Option<Duration>,
+    /// A container began to back off whose end came so soon that the back-off is to be told before it is over.
+    pub look_again: Option<Duration>,
 }
 
 impl Progress {
@@ -179,8 +183,9 @@ impl Worker {
             }
             let name = reference.container.name.clone();
             if let Some((left, error)) = self.backing_off(pod, reference, &current) {
-                self.reasons.insert(name, error);
+                let before = self.reasons.insert(name, error);
                 progress.back_off(left);
+                progress.look_again = progress.look_again.or(told_soon(reference, before.as_ref(), &current));
                 if reference.kind == ContainerKind::Init && !reference.is_sidecar() {
                     return progress;
                 }
@@ -505,4 +510,18 @@ impl Worker {
 fn is_restarting(status: &ContainerStatus) -> bool {
     let waiting = status.state.as_ref().and_then(|s| s.waiting.as_ref());
     waiting.is_some_and(|w| w.reason.as_deref() == Some(RESTARTING))
+}
+
+/// Upstream learns of a container's start and of its end one after the other. Where both came within one look of it, it syncs once more for
+/// the second, and so tells of the back-off at once instead of at its end.
+fn told_soon(reference: ContainerRef<'_>, before: Option<&StartError>, runtime: &RuntimePod) -> Option<Duration> {
+    match before.map(|error| error.reason) {
+        Some(CRASH_LOOP) => None,
+        Some("PostStartHookError") => Some(RETRY_SOON),
+        _ => {
+            let ended = runtime.find(&reference.container.name)?;
+            let lived = ended.finished_at - ended.started_at;
+            (ended.started_at > 0 && lived < SHORT_LIFE_NANOS).then_some(SHORT_LIFE_TOLD)
+        }
+    }
 }

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::stream::{SelectAll, SplitSink};
 use futures::{SinkExt, StreamExt};
+use serde_json::Value;
 use std::io;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -19,6 +20,7 @@ const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
 /// A v5 client closes a channel by this one.
 const CLOSE: u8 = 255;
+const STATUS_BYTES_MAX: usize = 64 << 10;
 
 /// Subprotocols in the server's order of preference.
 pub(super) const PROTOCOLS: [&str; 6] = [
@@ -81,8 +83,12 @@ impl Encoding {
 pub(super) async fn serve(socket: Socket, runtime: Upgraded, streams: Streams, protocol: String) {
     let encoding = Encoding::of(&protocol);
     // Before v4 the error channel had plain text.
-    let plain_errors = !protocol.starts_with("v4") && !protocol.starts_with("v5");
-    if let Err(error) = carry(socket, runtime, streams, encoding, plain_errors).await {
+    let verdict = match protocol.get(..2) {
+        Some("v5") => translated,
+        Some("v4") => as_it_is,
+        _ => plain,
+    };
+    if let Err(error) = carry(socket, runtime, streams, encoding, verdict).await {
         tracing::debug!(%error, "a stream ended early");
     }
 }
@@ -92,7 +98,7 @@ async fn carry(
     runtime: Upgraded,
     streams: Streams,
     encoding: Encoding,
-    plain_errors: bool,
+    verdict: fn(&[u8]) -> Vec<u8>,
 ) -> io::Result<()> {
     let connection = Connection::start(runtime);
     let mut incoming = SelectAll::new();
@@ -113,17 +119,23 @@ async fn carry(
     let broken = |e: tokio_tungstenite::tungstenite::Error| io::Error::other(e);
     // An empty message tells the client that the channels are there.
     sink.send(encoding.encode(if streams.stdout { STDOUT } else { ERROR }, &[])).await.map_err(broken)?;
+    let mut status: Vec<u8> = Vec::new();
     loop {
         tokio::select! {
             next = incoming.next() => match next {
-                Some((ERROR, data)) if plain_errors => {
-                    let text = plain(&data);
-                    if !text.is_empty() {
-                        sink.send(encoding.encode(ERROR, text.as_bytes())).await.map_err(broken)?;
-                    }
+                // How it ended is the last word: a client stops listening when it has heard it.
+                Some((ERROR, data)) => {
+                    let room = STATUS_BYTES_MAX.saturating_sub(status.len());
+                    status.extend_from_slice(&data[..data.len().min(room)]);
                 }
                 Some((channel, data)) => sink.send(encoding.encode(channel, &data)).await.map_err(broken)?,
-                None => return close(sink).await,
+                None => {
+                    let status = verdict(&status);
+                    if !status.is_empty() {
+                        sink.send(encoding.encode(ERROR, &status)).await.map_err(broken)?;
+                    }
+                    return close(sink).await;
+                }
             },
             message = source.next() => match message {
                 Some(Ok(Message::Close(_))) | None => return Ok(()),
@@ -159,19 +171,42 @@ async fn close(mut sink: SplitSink<Socket, Message>) -> io::Result<()> {
     Ok(())
 }
 
+fn as_it_is(status: &[u8]) -> Vec<u8> {
+    status.to_vec()
+}
+
 /// The message of a failed status.
-fn plain(status: &[u8]) -> String {
-    let status: serde_json::Value = serde_json::from_slice(status).unwrap_or_default();
-    if status["status"] == "Success" {
-        String::new()
-    } else {
-        status["message"].as_str().unwrap_or_default().to_string()
+fn plain(status: &[u8]) -> Vec<u8> {
+    let status: Value = serde_json::from_slice(status).unwrap_or_default();
+    if status["status"] == "Success" { Vec::new() } else { status["message"].as_str().unwrap_or_default().into() }
+}
+
+/// Failures of the runtime itself, unlike those of a command, become errors of the one who passes them on (upstream: `streamtranslator.go`).
+fn translated(status: &[u8]) -> Vec<u8> {
+    let parsed: Value = serde_json::from_slice(status).unwrap_or_default();
+    if parsed["status"] != "Failure" || parsed["reason"] == "NonZeroExitCode" {
+        return status.to_vec();
     }
+    let message = parsed["message"].as_str().unwrap_or_default();
+    let error = serde_json::json!({"metadata": {}, "status": "Failure", "message": format!("Internal error occurred: {message}"),
+        "reason": "InternalError", "details": {"causes": [{"message": message}]}, "code": 500});
+    error.to_string().into_bytes()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_of_the_runtime_are_internal_errors() {
+        let exit = br#"{"status":"Failure","reason":"NonZeroExitCode"}"#;
+        assert_eq!(translated(exit), exit);
+        let failure: Value = serde_json::from_slice(&translated(br#"{"status":"Failure","message":"no"}"#)).unwrap();
+        assert_eq!(
+            (failure["message"].as_str(), failure["code"].as_i64()),
+            (Some("Internal error occurred: no"), Some(500))
+        );
+    }
 
     #[test]
     fn messages_name_their_channel() {

@@ -18,13 +18,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const RUN_TIMEOUT: Duration = Duration::ZERO;
 const REFUSAL_BYTES_MAX: u64 = 64 << 10;
 
-/// The running container that is meant.
-fn running(kubelet: &Kubelet, namespace: &str, pod_name: &str, container: &str) -> Result<String, Response<Body>> {
+/// The running container that is meant. `lacking` is what is said where there is none.
+fn running(
+    kubelet: &Kubelet,
+    namespace: &str,
+    pod_name: &str,
+    container: &str,
+    lacking: impl Fn() -> String,
+) -> Result<String, Response<Body>> {
     let Some(handle) = kubelet.find(namespace, pod_name) else {
         return Err(error(StatusCode::NOT_FOUND, "pod does not exist"));
     };
     let found = handle.runtime().find(container).filter(|c| c.is_running()).map(|c| c.id.clone());
-    found.ok_or_else(|| error(StatusCode::INTERNAL_SERVER_ERROR, format!("container not found ({container:?})")))
+    found.ok_or_else(|| error(StatusCode::INTERNAL_SERVER_ERROR, lacking()))
+}
+
+fn not_found(container: &str) -> String {
+    format!("container not found ({container:?})")
 }
 
 fn streams(query: &Query) -> Result<Streams, Response<Body>> {
@@ -50,7 +60,8 @@ pub(super) async fn exec(
     query: &Query,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let (id, streams) = match running(kubelet, namespace, pod, container).and_then(|id| Ok((id, streams(query)?))) {
+    let found = running(kubelet, namespace, pod, container, || not_found(container));
+    let (id, streams) = match found.and_then(|id| Ok((id, streams(query)?))) {
         Ok(both) => both,
         Err(refusal) => return refusal,
     };
@@ -76,7 +87,9 @@ pub(super) async fn attach(
     query: &Query,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let (id, streams) = match running(kubelet, namespace, pod, container).and_then(|id| Ok((id, streams(query)?))) {
+    let lacking = || format!("container {container} not found in pod {pod}_{namespace}");
+    let found = running(kubelet, namespace, pod, container, lacking);
+    let (id, streams) = match found.and_then(|id| Ok((id, streams(query)?))) {
         Ok(both) => both,
         Err(refusal) => return refusal,
     };
@@ -184,7 +197,7 @@ pub(super) async fn run(
     container: &str,
     query: &Query,
 ) -> Response<Body> {
-    let id = match running(kubelet, namespace, pod, container) {
+    let id = match running(kubelet, namespace, pod, container, || not_found(container)) {
         Ok(id) => id,
         Err(refusal) => return refusal,
     };
