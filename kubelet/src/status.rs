@@ -501,4 +501,33 @@ mod tests {
         assert_eq!(phase_of(one("OnFailure"), state(end(1), json!({})), false), "Running");
         assert_eq!(phase_of(one("Never"), state(end(1), json!({})), false), "Failed");
     }
+
+    #[test]
+    fn containers_removed_for_a_restart_do_not_fail_their_pod() {
+        use serde_json::json;
+        let state = |reason: &str| {
+            json!({"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 1,
+                "state": {"waiting": {}}, "lastState": {"terminated": {"exitCode": 137, "reason": reason}}}]})
+        };
+        let never = json!({"restartPolicy": "Never", "containers": [{"name": "c"}]});
+        assert_eq!(phase_of(never.clone(), state(RESTARTING), false), "Running");
+        assert_eq!(phase_of(never, state("Error"), false), "Failed");
+    }
+
+    #[test]
+    fn containers_that_never_ran_end_with_their_pod_once_it_was_initialized() {
+        use serde_json::json;
+        let waiting = json!([{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ErrImagePull"}}}]);
+        let ended = |spec: serde_json::Value| {
+            let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+            let mut status: PodStatus = serde_json::from_value(json!({"containerStatuses": waiting})).unwrap();
+            terminate(&pod, &mut status);
+            let state = status.container_statuses.unwrap().remove(0).state.unwrap();
+            (status.phase.unwrap(), state.terminated.map(|t| t.exit_code))
+        };
+        assert_eq!(ended(json!({"containers": [{"name": "c"}]})), ("Failed".into(), Some(137)));
+        let with_init = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "c"}]});
+        assert_eq!(ended(with_init), ("Failed".into(), None));
+    }
 }

@@ -525,3 +525,20 @@ fn told_soon(reference: ContainerRef<'_>, before: Option<&StartError>, runtime: 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_back_off_is_waited_for_whatever_else_has_failed() {
+        let seconds = Duration::from_secs;
+        let mut progress = Progress::default();
+        assert_eq!(progress.retry(), None);
+        progress.retry_in(RETRY);
+        assert_eq!(progress.retry(), Some(RETRY));
+        progress.back_off(seconds(40));
+        progress.back_off(seconds(20));
+        assert_eq!(progress.retry(), Some(seconds(20)));
+    }
+}
