@@ -431,6 +431,29 @@ impl http_body::Body for Panicking {
     }
 }
 
+/// Endpoints that are not of a pod may name any address, also one that only the server can reach.
+#[tokio::test]
+async fn a_service_is_proxied_to_its_pods_alone() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    cluster.json("POST", "/api/v1/namespaces/default/services", Some(&service)).await?;
+    let endpoints = "/api/v1/namespaces/default/endpoints";
+    for (method, path, reference) in [
+        ("POST", endpoints.to_owned(), Value::Null),
+        ("PUT", format!("{endpoints}/s"), json!({"kind": "Pod", "namespace": "kube-system", "name": "p"})),
+        ("PUT", format!("{endpoints}/s"), json!({"kind": "Pod", "namespace": "default", "name": "absent"})),
+    ] {
+        let object = json!({"metadata": {"name": "s"}, "subsets": [{
+            "addresses": [{"ip": "192.0.2.1", "targetRef": reference}], "ports": [{"port": 80}],
+        }]});
+        let (code, made) = cluster.json(method, &path, Some(&object)).await?;
+        ensure!(code < 300, "{made}");
+        let (code, refused) = cluster.json("GET", "/api/v1/namespaces/default/services/s/proxy/", None).await?;
+        assert_eq!((code, refused["message"].as_str()), (503, Some("no endpoints available for service \"s\"")));
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_is_a_refusal_of_one_request() -> Result<()> {
     let cluster = Cluster::start().await?;

@@ -5,6 +5,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -85,11 +86,8 @@ impl Dialer {
     pub async fn dial(&self, target: &Target) -> std::io::Result<Connection> {
         let connect = TcpStream::connect((target.host_name.as_str(), target.port));
         let stream = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
-            Ok(stream) => stream.map_err(|e| {
-                let where_ = format!("dial tcp {}:{}: ", target.host_name, target.port);
-                std::io::Error::new(e.kind(), format!("{where_}{e}"))
-            })?,
-            Err(_) => return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "dial tcp: i/o timeout")),
+            Ok(stream) => stream.map_err(|e| failed_to_dial(target, e.kind(), &why(&e)))?,
+            Err(_) => return Err(failed_to_dial(target, ErrorKind::TimedOut, "i/o timeout")),
         };
         stream.set_nodelay(true)?;
         if !target.is_tls {
@@ -100,6 +98,23 @@ impl Dialer {
         let stream = tokio_rustls::TlsConnector::from(config.clone()).connect(name, stream).await?;
         Ok(Connection::Tls(Box::new(stream)))
     }
+}
+
+fn failed_to_dial(target: &Target, kind: ErrorKind, why: &str) -> std::io::Error {
+    std::io::Error::new(kind, format!("dial tcp {}: {why}", target.host))
+}
+
+/// As Go words it, since people look for these words.
+fn why(error: &std::io::Error) -> String {
+    let known = match error.kind() {
+        ErrorKind::ConnectionRefused => "connection refused",
+        ErrorKind::ConnectionReset => "connection reset by peer",
+        ErrorKind::HostUnreachable => "no route to host",
+        ErrorKind::NetworkUnreachable => "network is unreachable",
+        ErrorKind::TimedOut => "connection timed out",
+        _ => return error.to_string(),
+    };
+    format!("connect: {known}")
 }
 
 pub enum Connection {

@@ -6,9 +6,11 @@ use coxswain_api::field::{Error, ErrorList, Path, View, go_quote};
 use coxswain_api::{Status, Value};
 use http::HeaderMap;
 use http::header::{HeaderValue, LOCATION};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 const KUBELET_PORT: u16 = 10250;
+const NOT_ALLOWED: &str = "address not allowed";
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 #[derive(Debug)]
@@ -58,6 +60,9 @@ pub async fn find(front: &Front, incoming: &Incoming) -> Result<Option<Target>, 
             let (host, kubelet_port) = kubelet_address(front, &node, &found)?;
             let own = port.is_empty() || port == kubelet_port.to_string();
             let port = if port.is_empty() { kubelet_port } else { parse_port(&port)? };
+            if !own && !is_reachable_through(&host).await {
+                return Err(Status::bad_request(NOT_ALLOWED));
+            }
             let is_tls = if own { true } else { scheme == "https" };
             Ok(Some(proxy(incoming, host, port, is_tls, own)))
         }
@@ -74,8 +79,8 @@ pub async fn find(front: &Front, incoming: &Incoming) -> Result<Option<Target>, 
                 parse_port(&port)?
             };
             let address = view.child("status").child("podIP").str();
-            if address.is_empty() {
-                return Err(Status::bad_request("address not allowed"));
+            if !is_proxyable(address) {
+                return Err(Status::bad_request(NOT_ALLOWED));
             }
             Ok(Some(proxy(incoming, address.to_owned(), port, scheme == "https", false)))
         }
@@ -195,7 +200,7 @@ fn proxy(incoming: &Incoming, host: String, port: u16, is_tls: bool, is_kubelet:
 
 /// One of the ready endpoints of a service.
 async fn service(front: &Front, incoming: &Incoming) -> Result<Target, Status> {
-    use rand::seq::IndexedRandom;
+    use rand::seq::SliceRandom;
     let info = incoming.info();
     let (scheme, name, port) = split_name(&info.name)?;
     let found = get(front, "services", &info.namespace, &name).await?;
@@ -204,14 +209,68 @@ async fn service(front: &Front, incoming: &Incoming) -> Result<Target, Status> {
         Status::unavailable(format!("no endpoints available for service {}", coxswain_api::field::go_quote(&info.name)))
     };
     let endpoints = get(front, "endpoints", &info.namespace, &name).await.map_err(|_| none())?;
-    let mut ready: Vec<(String, u16)> = Vec::new();
-    for subset in View::root(&endpoints).child("subsets").items() {
+    let mut ready = ready_endpoints(&endpoints, &port_name);
+    ready.shuffle(&mut rand::rng());
+    for endpoint in ready {
+        if is_of_pod(front, &info.namespace, &endpoint).await {
+            return Ok(proxy(incoming, endpoint.ip, endpoint.port, scheme == "https", false));
+        }
+    }
+    Err(none())
+}
+
+/// One ready address of a service, with the pod that it is said to be of.
+struct Endpoint {
+    ip: String,
+    port: u16,
+    pod_namespace: String,
+    pod: String,
+}
+
+fn ready_endpoints(endpoints: &Value, port_name: &str) -> Vec<Endpoint> {
+    let mut ready = Vec::new();
+    for subset in View::root(endpoints).child("subsets").items() {
         let Some(port) = subset.child("ports").items().find(|p| p.child("name").str() == port_name) else { continue };
         let Ok(port) = u16::try_from(port.child("port").i64()) else { continue };
-        ready.extend(subset.child("addresses").items().map(|a| (a.child("ip").str().to_owned(), port)));
+        ready.extend(subset.child("addresses").items().map(|address| Endpoint {
+            ip: address.child("ip").str().to_owned(),
+            port,
+            pod_namespace: address.child("targetRef").child("namespace").str().to_owned(),
+            pod: address.child("targetRef").child("name").str().to_owned(),
+        }));
     }
-    let (host, port) = ready.choose(&mut rand::rng()).cloned().ok_or_else(none)?;
-    Ok(proxy(incoming, host, port, scheme == "https", false))
+    ready
+}
+
+/// Whether an endpoint is the address of a pod of the namespace. Who may write endpoints may write anything into them, and the server must
+/// not be led to places that only it can reach.
+async fn is_of_pod(front: &Front, namespace: &str, endpoint: &Endpoint) -> bool {
+    if endpoint.pod_namespace != namespace || endpoint.pod.is_empty() {
+        return false;
+    }
+    let Ok(pod) = get(front, "pods", namespace, &endpoint.pod).await else { return false };
+    View::root(&pod).child("status").child("podIPs").items().any(|found| found.child("ip").str() == endpoint.ip)
+}
+
+/// Whether a pod's address leads out of this machine and its link (upstream: `proxyutil.IsProxyableIP`).
+fn is_proxyable(address: &str) -> bool {
+    match address.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => {
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_link_local() || ip.is_broadcast())
+        }
+        Ok(IpAddr::V6(ip)) => match ip.to_ipv4_mapped() {
+            Some(mapped) => is_proxyable(&mapped.to_string()),
+            None => !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local()),
+        },
+        Err(_) => false,
+    }
+}
+
+/// The same of all addresses of a host (upstream: `proxyutil.IsProxyableHostname`).
+async fn is_reachable_through(host: &str) -> bool {
+    let Ok(found) = tokio::net::lookup_host((host, 0)).await else { return false };
+    let mut addresses = found.map(|address| address.ip().to_string()).peekable();
+    addresses.peek().is_some() && addresses.all(|address| is_proxyable(&address))
 }
 
 /// The name by which endpoints know the port that is meant: given as a name or a number, or the only one.
@@ -371,4 +430,29 @@ fn log_options(query: &Query, pod: &str) -> Result<Vec<(&'static str, String)>, 
         options.push(("sinceTime", time.to_owned()));
     }
     if errors.is_empty() { Ok(options) } else { Err(Status::invalid("", "PodLogOptions", pod, &errors)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_beyond_this_machine_and_its_link_are_proxied_to() {
+        for address in ["10.1.2.3", "192.168.0.1", "8.8.8.8", "fd00::1", "2001:db8::1"] {
+            assert!(is_proxyable(address), "{address}");
+        }
+        for address in [
+            "127.0.0.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+            "",
+        ] {
+            assert!(!is_proxyable(address), "{address}");
+        }
+    }
 }
