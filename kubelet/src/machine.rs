@@ -18,7 +18,7 @@ pub struct Machine {
 }
 
 fn read(path: &str) -> String {
-    fs::read_to_string(path).map(|t| t.trim().to_string()).unwrap_or_default()
+    fs::read_to_string(path).map(|t| t.trim_matches(['\0', ' ', '\n']).to_string()).unwrap_or_default()
 }
 
 /// A number of kilobytes from `/proc/meminfo`, in bytes.
@@ -27,6 +27,10 @@ pub fn meminfo(field: &str) -> i64 {
     let line = text.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
     line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<i64>().ok()).unwrap_or(0) * 1024
 }
+
+/// Where machines of different kinds say who they are; the first that says anything counts.
+const SYSTEM_UUIDS: [&str; 4] =
+    ["/sys/class/dmi/id/product_uuid", "/proc/device-tree/system-id", "/proc/device-tree/vm,uuid", "/etc/machine-id"];
 
 impl Machine {
     pub fn detect() -> Self {
@@ -55,10 +59,7 @@ impl Machine {
             swap_bytes: meminfo("SwapTotal"),
             hugepages,
             machine_id,
-            system_uuid: match read("/sys/class/dmi/id/product_uuid") {
-                id if id.is_empty() => read("/proc/sys/kernel/random/boot_id"),
-                id => id.to_lowercase(),
-            },
+            system_uuid: SYSTEM_UUIDS.iter().map(|path| read(path)).find(|id| !id.is_empty()).unwrap_or_default(),
             boot_id: read("/proc/sys/kernel/random/boot_id"),
             kernel: read("/proc/sys/kernel/osrelease"),
             os_image: os_image.unwrap_or_else(|| "Linux".into()),

@@ -379,7 +379,7 @@ async fn status(kubelet: &Kubelet, old: &NodeStatus, listening: Option<u16>) -> 
             container_runtime_version: format!(
                 "{}://{}",
                 kubelet.runtime_version.runtime_name,
-                kubelet.runtime_version.runtime_version.trim_start_matches('v')
+                plain_version(&kubelet.runtime_version.runtime_version)
             ),
             kernel_version: machine.kernel.clone(),
             kube_proxy_version: String::new(),
@@ -400,6 +400,17 @@ async fn status(kubelet: &Kubelet, old: &NodeStatus, listening: Option<u16>) -> 
         ..Default::default()
     };
     (status, events)
+}
+
+/// A version as upstream shows it: what a distribution adds to the numbers is left out unless it is a semantic version.
+fn plain_version(text: &str) -> &str {
+    let text = text.trim_start_matches('v');
+    let numbers = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, rest) = (text[..numbers].trim_end_matches('.'), &text[numbers..]);
+    let semantic = number.split('.').count() == 3
+        && rest.starts_with(['-', '+'])
+        && rest.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '.'));
+    if semantic { text } else { number }
 }
 
 fn condition(old: &NodeStatus, kind: &str, holds: bool, reason: &str, message: &str) -> (NodeCondition, bool) {
@@ -490,4 +501,18 @@ async fn images(kubelet: &Kubelet) -> Option<Vec<ContainerImage>> {
         })
         .collect();
     (!images.is_empty()).then_some(images)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_shown_without_what_distributions_add() {
+        for (told, shown) in
+            [("1.6.20~ds1", "1.6.20"), ("v2.1.0", "2.1.0"), ("1.7.2-rc.1", "1.7.2-rc.1"), ("1.30", "1.30")]
+        {
+            assert_eq!(plain_version(told), shown);
+        }
+    }
 }

@@ -20,6 +20,10 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 const ATTEMPTS_MAX: usize = 3;
+/// Upstream notices only after about this time that a container runs, and probes it then. We try before, so that nobody waits for what is
+/// ready at once, but do not hold it against a server that it does not listen yet.
+const SETTLING: Duration = Duration::from_secs(1);
+const SETTLING_RETRY: Duration = Duration::from_millis(200);
 const OUTPUT_BYTES_MAX: usize = 10 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -184,6 +188,7 @@ impl ProbeTask {
         // A liveness or startup probe that has failed waits for the container to be replaced.
         let mut on_hold = false;
         let first = self.prober.first_probe(period);
+        let mut began = tokio::time::Instant::now();
         loop {
             let (current, started_at, running) = self.current(&changed.borrow_and_update());
             if !current.is_empty() && current != id {
@@ -191,6 +196,7 @@ impl ProbeTask {
                     self.handle.probes.remove(&id);
                 }
                 id = current;
+                began = tokio::time::Instant::now();
                 (last, run_length, on_hold) = (Outcome::Unknown, 0, false);
                 let initial = match self.kind {
                     ProbeKind::Readiness => Outcome::Failure,
@@ -235,6 +241,11 @@ impl ProbeTask {
                 continue;
             } else if self.kind != ProbeKind::Startup && !started {
                 // The startup probe's success changes the status, which wakes us.
+            } else if began.elapsed() < SETTLING
+                && last == Outcome::Unknown
+                && !self.succeeds_early(&probe, &id, &stop).await
+            {
+                wait = if probe.exec.is_some() { SETTLING } else { SETTLING_RETRY }.min(period);
             } else {
                 let outcome = tokio::select! {
                     outcome = self.probe(&probe, &id) => outcome,
@@ -287,6 +298,15 @@ impl ProbeTask {
         let running = found.state.as_ref().and_then(|s| s.running.as_ref());
         let started_at = running.and_then(|r| r.started_at.as_ref()).map_or(0, |t| t.0.as_second());
         (bare_id(found.container_id.as_deref().unwrap_or_default()).to_string(), started_at, running.is_some())
+    }
+
+    /// Whether a container that has just been started passes already. That it does not yet says nothing.
+    async fn succeeds_early(&self, probe: &Probe, id: &str, stop: &CancellationToken) -> bool {
+        let pod = self.handle.pod();
+        tokio::select! {
+            result = self.attempt(probe, id, &pod) => matches!(result, Ok(None)),
+            _ = stop.cancelled() => false,
+        }
     }
 
     /// One result, after trying again what could not be carried out. `None` if it never could.
