@@ -189,6 +189,8 @@ impl ProbeTask {
         let mut on_hold = false;
         let first = self.prober.first_probe(period);
         let mut began = tokio::time::Instant::now();
+        // Why a container does not pass yet that has just been started.
+        let mut early: Option<String> = None;
         loop {
             let (current, started_at, running) = self.current(&changed.borrow_and_update());
             if !current.is_empty() && current != id {
@@ -214,6 +216,9 @@ impl ProbeTask {
             }
             let mut wait = period;
             if id.is_empty() || !running || on_hold {
+                if let Some(output) = early.take().filter(|_| !running) {
+                    self.unhealthy(format!("{} probe failed: {output}", self.kind.name()));
+                }
                 if !running
                     && !id.is_empty()
                     && self.kind == ProbeKind::Readiness
@@ -243,10 +248,12 @@ impl ProbeTask {
                 // The startup probe's success changes the status, which wakes us.
             } else if began.elapsed() < SETTLING
                 && last == Outcome::Unknown
-                && !self.succeeds_early(&probe, &id, &stop).await
+                && let Err(output) = self.early(&probe, &id, &stop).await
             {
+                early = output.or(early);
                 wait = if probe.exec.is_some() { SETTLING } else { SETTLING_RETRY }.min(period);
             } else {
+                early = None;
                 let outcome = tokio::select! {
                     outcome = self.probe(&probe, &id) => outcome,
                     _ = stop.cancelled() => return,
@@ -300,19 +307,26 @@ impl ProbeTask {
         (bare_id(found.container_id.as_deref().unwrap_or_default()).to_string(), started_at, running.is_some())
     }
 
-    /// Whether a container that has just been started passes already. That it does not yet says nothing.
-    async fn succeeds_early(&self, probe: &Probe, id: &str, stop: &CancellationToken) -> bool {
+    /// Tries a container that has just been started. That it does not pass yet is only worth telling if it ends before it is asked again.
+    async fn early(&self, probe: &Probe, id: &str, stop: &CancellationToken) -> Result<(), Option<String>> {
         let pod = self.handle.pod();
         tokio::select! {
-            result = self.attempt(probe, id, &pod) => matches!(result, Ok(None)),
-            _ = stop.cancelled() => false,
+            result = self.attempt(probe, id, &pod) => match result {
+                Ok(None) => Ok(()),
+                Ok(Some(output)) => Err(Some(output)),
+                Err(_) => Err(None),
+            },
+            _ = stop.cancelled() => Err(None),
         }
+    }
+
+    fn unhealthy(&self, message: String) {
+        self.prober.events.pod(&self.handle.pod(), Some(&self.field), "Warning", "Unhealthy", message);
     }
 
     /// One result, after trying again what could not be carried out. `None` if it never could.
     async fn probe(&self, probe: &Probe, id: &str) -> Option<Outcome> {
         let pod = self.handle.pod();
-        let event = |message: String| self.prober.events.pod(&pod, Some(&self.field), "Warning", "Unhealthy", message);
         let mut error = String::new();
         for _ in 0..ATTEMPTS_MAX {
             match self.attempt(probe, id, &pod).await {
@@ -322,13 +336,13 @@ impl ProbeTask {
                         let cut = (0..=OUTPUT_BYTES_MAX).rev().find(|i| output.is_char_boundary(*i)).unwrap_or(0);
                         output.truncate(cut);
                     }
-                    event(format!("{} probe failed: {output}", self.kind.name()));
+                    self.unhealthy(format!("{} probe failed: {output}", self.kind.name()));
                     return Some(Outcome::Failure);
                 }
                 Err(e) => error = e,
             }
         }
-        event(format!("{} probe errored and resulted in unknown state: {error}", self.kind.name()));
+        self.unhealthy(format!("{} probe errored and resulted in unknown state: {error}", self.kind.name()));
         None
     }
 
