@@ -38,10 +38,25 @@ struct Controller {
     services: Store<Service>,
     claims: Store<PersistentVolumeClaim>,
     queue: WorkQueue<ObjectKey>,
-    /// When each quota last changed, and how often a lower count has waited since.
-    changes: Mutex<HashMap<ObjectKey, (Instant, usize)>>,
+    changes: Mutex<HashMap<ObjectKey, Charges>>,
     /// Objects of the kinds that some quota counts, by the quota's name for the kind.
     counters: Mutex<HashMap<String, Counter>>,
+}
+
+/// When a quota last changed, and how often a lower count has waited for an end of that.
+#[derive(Default)]
+struct Charges {
+    last: Option<Instant>,
+    waits: usize,
+}
+
+impl Charges {
+    /// Whether a lower count has to wait. Not for ever, however busy the namespace: what was freed must show in the end.
+    fn wait(&mut self, now: Instant) -> bool {
+        let busy = self.last.is_some_and(|last| now.duration_since(last) < QUIET);
+        self.waits = if busy && self.waits < WAITS_MAX { self.waits + 1 } else { 0 };
+        self.waits > 0
+    }
 }
 
 struct Counter {
@@ -77,7 +92,7 @@ pub async fn run(context: Context) {
                 let key = ObjectKey::of(event.object().as_ref());
                 match &event {
                     Event::Deleted(_) => drop(controller.changes.lock().remove(&key)),
-                    _ => drop(controller.changes.lock().insert(key.clone(), (Instant::now(), 0))),
+                    _ => controller.changes.lock().entry(key.clone()).or_default().last = Some(Instant::now()),
                 }
                 // Not when only its status changed: admission charges a quota before the object is stored, and a count made in
                 // between would take the charge back and let more in than the quota allows.
@@ -192,11 +207,7 @@ impl Controller {
         let lower = charged.into_iter().flatten().any(|(name, charged)| {
             quantity(counted.get(name)).zip(quantity(Some(charged))).is_some_and(|(counted, charged)| counted < charged)
         });
-        let mut changes = self.changes.lock();
-        let Some((last, waits)) = changes.get_mut(key).filter(|_| lower) else { return false };
-        let waits_on = last.elapsed() < QUIET && *waits < WAITS_MAX;
-        *waits += 1;
-        waits_on
+        self.changes.lock().get_mut(key).is_some_and(|charges| lower && charges.wait(Instant::now()))
     }
 
     /// How many objects of a kind a namespace has; `None` while that is being found out.
@@ -296,4 +307,21 @@ fn add_all(total: &mut BTreeMap<String, Quantity>, more: BTreeMap<String, Quanti
 /// A pod that is in nobody's way.
 pub(crate) fn is_counted(pod: &Pod) -> bool {
     !pods::is_terminated(pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lower_count_waits_for_charges_to_end_and_not_for_ever() {
+        let now = Instant::now();
+        let mut charges = Charges { last: Some(now), waits: 0 };
+        assert!(!charges.wait(now + QUIET));
+        let waited = (0..100).map(|_| {
+            charges.last = Some(now);
+            charges.wait(now)
+        });
+        assert_eq!(waited.take_while(|waits| *waits).count(), WAITS_MAX);
+    }
 }

@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use coxswain_api::quantity::Quantity;
 use coxswain_api::status::Cause;
 use coxswain_api::{Status, Value};
-
 use std::sync::Arc;
 
 pub struct PodResizeValidator {
@@ -117,14 +116,17 @@ fn required_features(old: &Value, new: &Value) -> Vec<&'static str> {
     if old["spec"]["resources"] != new["spec"]["resources"] {
         required.push("InPlacePodLevelResourcesVerticalScaling");
     }
-    let containers = |pod: &Value| pod["spec"]["initContainers"].as_array().cloned().unwrap_or_default();
-    let resized = |(before, after): (Value, Value)| {
+    let resized = |(before, after): (&Value, &Value)| {
         before["restartPolicy"] != "Always" && before["resources"] != after["resources"]
     };
-    if containers(old).into_iter().zip(containers(new)).any(resized) {
+    if init_containers(old).iter().zip(init_containers(new)).any(resized) {
         required.push("InPlacePodVerticalScalingInitContainers");
     }
     required
+}
+
+fn init_containers(pod: &Value) -> &[Value] {
+    pod["spec"]["initContainers"].as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 #[cfg(test)]
