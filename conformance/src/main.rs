@@ -55,6 +55,10 @@ struct Run {
     /// How many cases run at once, where they leave each other alone
     #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
+    /// Run what failed once more at the end, one case after the other: sessions wait by clocks of their own, and a machine
+    /// that many of them share can be too slow for one
+    #[arg(long)]
+    again: bool,
     /// Print what the commands of shell sessions print
     #[arg(long)]
     show: bool,
@@ -136,9 +140,14 @@ async fn run(cli: Cli) -> Result<bool> {
     let clusters = clusters.collect::<Result<Vec<_>>>()?;
     let all = clusters.iter().flat_map(|cluster| cases.iter().map(move |case| (cluster, *case)));
     let (alone, together): (Vec<_>, Vec<_>) = all.partition(|(_, case)| case.alone);
-    let one = |(cluster, case)| outcome(cluster, case, run.keep);
+    let one = |(cluster, case)| async move { ((cluster, case), outcome(cluster, case, run.keep).await) };
     let mut report: Vec<_> = stream::iter(together).map(one).buffer_unordered(run.jobs.max(1)).collect().await;
     report.extend(stream::iter(alone).then(one).collect::<Vec<_>>().await);
+    for (which, last) in report.iter_mut().filter(|(_, o)| run.again && o.failure.is_some()) {
+        println!("  again: {}", last.name);
+        *last = one(*which).await.1;
+    }
+    let report: Vec<_> = report.into_iter().map(|(_, outcome)| outcome).collect();
     if let Some(path) = &run.junit {
         junit::write(path, &report)?;
     }
