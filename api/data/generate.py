@@ -4,10 +4,12 @@
     generate.py schema    FIELDS_TSV NAMES_TSV      > schema.tsv
     generate.py catalogue DISCOVERY_DIR SCHEMA_TSV  > catalogue.tsv
     generate.py descriptions K8S_OPENAPI_SRC        > descriptions.gz
+    generate.py features  FEATURE_GATES_YAML        > features.tsv
 
 FIELDS_TSV and NAMES_TSV list every field and every named scalar of upstream's Go types; DISCOVERY_DIR holds the discovery
 documents of a server with every built-in API turned on; K8S_OPENAPI_SRC is a version's folder in the source of the crate
-k8s-openapi, such as src/v1_36. The two tables describe themselves in their first lines.
+k8s-openapi, such as src/v1_36; FEATURE_GATES_YAML is upstream's list of feature gates by release. The tables describe themselves
+in their first lines.
 """
 import base64, csv, gzip, hashlib, json, os, re, sys
 
@@ -388,5 +390,36 @@ def descriptions(source):
     sys.stdout.buffer.write(gzip.compress("\n".join(lines).encode() + b"\n", 9, mtime=0))
 
 
+# Gates that upstream lets nobody open while these are shut.
+NEEDS = {
+    "AuthorizeNodeWithSelectors": "AuthorizeWithSelectors", "ClusterTrustBundleProjection": "ClusterTrustBundle",
+    "DRADeviceBindingConditions": "DRAResourceClaimDeviceStatus", "DRADeviceTaintRules": "DRADeviceTaints",
+    "DRAResourceClaimGranularStatusAuthorization": "DRAResourceClaimDeviceStatus", "DRAWorkloadResourceClaims": "GenericWorkload",
+    "DeclarativeValidationBeta": "DeclarativeValidation", "ExtendWebSocketsToKubelet": "NodeDeclaredFeatures",
+    "GangScheduling": "GenericWorkload", "GracefulNodeShutdownBasedOnPodPriority": "GracefulNodeShutdown",
+    "ImageVolumeWithDigest": "ImageVolume",
+    "InPlacePodLevelResourcesVerticalScaling": "InPlacePodVerticalScaling PodLevelResources NodeDeclaredFeatures",
+    "InPlacePodVerticalScalingInitContainers": "InPlacePodVerticalScaling NodeDeclaredFeatures",
+    "MatchLabelKeysInPodTopologySpreadSelectorMerge": "MatchLabelKeysInPodTopologySpread",
+    "PodLevelResourceManagers": "PodLevelResources", "ResourceHealthStatusMessage": "ResourceHealthStatus",
+    "RestartAllContainersOnContainerExits": "ContainerRestartRules NodeDeclaredFeatures",
+    "StorageVersionAPI": "APIServerIdentity",
+    "StructuredAuthenticationConfigurationEgressSelector": "StructuredAuthenticationConfiguration",
+    "StructuredAuthenticationConfigurationJWKSMetrics": "StructuredAuthenticationConfiguration",
+    "TopologyAwareWorkloadScheduling": "GenericWorkload", "UnknownVersionInteroperabilityProxy": "APIServerIdentity",
+    "WorkloadAwarePreemption": "GangScheduling", "WorkloadWithJob": "GenericWorkload",
+}
+
+
+def features(path):
+    print("# Every feature gate of Kubernetes v1.36, sorted. Made by generate.py; see api/src/features.rs.")
+    print("# name, stage, whether it is on by default, \"locked\" where it cannot be changed, the gates that it needs.")
+    for block in re.split(r"^- name: ", open(path).read(), flags=re.M)[1:]:
+        specs = re.findall(r"- default: (\w+)\n\s+lockToDefault: (\w+)\n\s+preRelease: (\w+)\n\s+version: \"1\.(\d+)\"", block)
+        on, locked, stage, _ = [s for s in specs if int(s[3]) <= 36][-1]
+        name = block.split()[0]
+        print("\t".join([name, stage, on, "locked" if locked == "true" else "", NEEDS.get(name, "")]))
+
+
 if __name__ == "__main__":
-    {"schema": schema, "catalogue": catalogue, "descriptions": descriptions}[sys.argv[1]](*sys.argv[2:])
+    {"schema": schema, "catalogue": catalogue, "descriptions": descriptions, "features": features}[sys.argv[1]](*sys.argv[2:])

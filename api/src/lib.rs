@@ -9,6 +9,7 @@ pub mod catalogue;
 pub mod codec;
 pub mod conversion;
 pub mod defaults;
+pub mod features;
 pub mod field;
 pub mod field_set;
 pub mod go_regex;

@@ -5,7 +5,7 @@ use crate::resources::Served;
 use crate::respond::{json_line, pretty_line};
 use bytes::Bytes;
 use coxswain_api::catalogue::ResourceType;
-use coxswain_api::codec::protobuf;
+use coxswain_api::codec::{cbor, protobuf};
 use coxswain_api::schema::{self, StructRef};
 use coxswain_api::{Status, Value};
 
@@ -44,6 +44,15 @@ pub fn document(tree: &Value, schema: &StructRef, accepted: Accepted) -> Result<
         Media::Protobuf => {
             let mut out = Vec::new();
             protobuf::encode(tree, schema, &mut out);
+            Ok(out.into())
+        }
+        Media::Cbor => {
+            // What JSON leaves out, CBOR leaves out.
+            let mut json = Vec::new();
+            write(tree, schema, &mut json);
+            let tree = serde_json::from_slice(&json).map_err(|why| Status::internal(why.to_string()))?;
+            let mut out = Vec::with_capacity(json.len());
+            cbor::encode(&tree, schema, &mut out);
             Ok(out.into())
         }
     }
@@ -142,6 +151,11 @@ pub fn any_document(tree: &Value, accepted: Accepted) -> Result<Bytes, Status> {
             let known = schema::builtin().kind(group, version, kind);
             let schema = known.or_else(|| schema::builtin().short(&format!("meta.v1.{kind}")));
             document(tree, schema.ok_or_else(no_protobuf)?, accepted)
+        }
+        Media::Cbor => {
+            let mut out = Vec::new();
+            cbor::encode_any(tree, &mut out);
+            Ok(out.into())
         }
     }
 }

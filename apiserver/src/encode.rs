@@ -14,6 +14,7 @@ use crate::respond::{Answer, Body, answer, json_line, pretty_line};
 use crate::store::Object;
 use crate::store::forms::Form;
 use bytes::{Bytes, BytesMut};
+use coxswain_api::codec::cbor;
 use coxswain_api::schema::{self, StructRef};
 use coxswain_api::{Map, Status, Value, json};
 use coxswain_storage::Revision;
@@ -399,7 +400,7 @@ impl Encoder {
         json!({"kind": "Table", "apiVersion": version, "metadata": meta, "columnDefinitions": columns, "rows": rows})
     }
 
-    /// One watch event: a line in JSON, a frame in protobuf. `first`: no event with columns has been sent yet.
+    /// One watch event: a line in JSON, a frame in protobuf, a document in CBOR. `first`: no event with columns has been sent yet.
     pub fn event(&self, kind: &str, object: &Object, first: bool) -> Result<Bytes, Status> {
         let json = match self.accepted.shape {
             Shape::Object if self.accepted.media == Media::Json => self.json(object)?,
@@ -410,9 +411,7 @@ impl Encoder {
                 let tree = self.tree(object)?;
                 let meta = json!({"resourceVersion": object.revision.to_string()});
                 let rows = vec![self.row(&tree, version)?];
-                let mut out = Vec::new();
-                crate::store::object::write_json(&self.table(version, meta, rows, first), &mut out);
-                return self.frame(kind, &out);
+                self.meta(&self.table(version, meta, rows, first), "Table")?
             }
             Shape::Object => self.object_bytes(object)?,
             Shape::Partial(version) | Shape::PartialList(version) => {
@@ -441,14 +440,13 @@ impl Encoder {
             }
             Shape::Partial(version) | Shape::PartialList(version) => {
                 let document = self.meta(&partial_tree(&tree, version), "PartialObjectMetadata")?;
-                self.frame("BOOKMARK", document.trim_ascii_end())
+                self.frame("BOOKMARK", &document)
             }
             Shape::Table(version) => {
                 let row = json!({"cells": [], "object": partial_tree(&tree, version)});
-                let mut out = Vec::new();
                 let meta = json!({"resourceVersion": revision.to_string()});
-                crate::store::object::write_json(&self.table(version, meta, vec![row], first), &mut out);
-                self.frame("BOOKMARK", &out)
+                let table = self.meta(&self.table(version, meta, vec![row], first), "Table")?;
+                self.frame("BOOKMARK", &table)
             }
         }
     }
@@ -457,8 +455,10 @@ impl Encoder {
     pub fn error_event(&self, status: &Status) -> Result<Bytes, Status> {
         let tree = serde_json::to_value(status).expect("a status has only text keys");
         match self.accepted.media {
-            Media::Protobuf => self.frame("ERROR", &crate::convert::meta_document(&tree, "Status", self.accepted)?),
-            _ => {
+            Media::Protobuf | Media::Cbor => {
+                self.frame("ERROR", &crate::convert::meta_document(&tree, "Status", self.accepted)?)
+            }
+            Media::Json | Media::Yaml => {
                 let mut out = Vec::new();
                 crate::store::object::write_json(&tree, &mut out);
                 self.frame("ERROR", &out)
@@ -468,8 +468,13 @@ impl Encoder {
 
     fn frame(&self, kind: &str, object: &[u8]) -> Result<Bytes, Status> {
         match self.accepted.media {
-            Media::Json => Ok(crate::cache::event::event_line(kind, object)),
+            Media::Json => Ok(crate::cache::event::event_line(kind, object.trim_ascii_end())),
             Media::Protobuf => Ok(protobuf_frame(kind, object)),
+            Media::Cbor => {
+                let mut out = Vec::with_capacity(object.len() + 32);
+                cbor::encode_event(kind, object, &mut out);
+                Ok(out.into())
+            }
             // Upstream has no framer for YAML streams.
             Media::Yaml => Err(Status::new(406, "NotAcceptable", "watch streams are not offered as application/yaml")),
         }

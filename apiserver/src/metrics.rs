@@ -57,7 +57,8 @@ impl Labels {
         if !info.is_resource {
             return;
         }
-        let is_apply = || headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes() == b"application/apply-patch+yaml");
+        let is_apply =
+            || headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/apply-patch+"));
         self.verb = match (info.verb.as_str(), info.subresource.as_str()) {
             (_, "exec" | "attach" | "portforward" | "proxy" | "log") | ("proxy", _) => "CONNECT".into(),
             ("create", _) => "POST".into(),

@@ -2,6 +2,7 @@
 
 use crate::registry::options::Query;
 use coxswain_api::Status;
+use coxswain_api::features::Feature;
 use http::HeaderMap;
 use http::header::{ACCEPT, USER_AGENT};
 
@@ -10,6 +11,8 @@ pub enum Media {
     Json,
     Yaml,
     Protobuf,
+    /// Where `CBORServingAndStorage` is on.
+    Cbor,
 }
 
 impl Media {
@@ -18,6 +21,17 @@ impl Media {
             Media::Json => "application/json",
             Media::Yaml => "application/yaml",
             Media::Protobuf => "application/vnd.kubernetes.protobuf",
+            Media::Cbor => "application/cbor",
+        }
+    }
+
+    /// What a stream of such documents is called.
+    pub fn stream_type(self) -> &'static str {
+        match self {
+            Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+            // RFC 8742
+            Media::Cbor => "application/cbor-seq",
+            media => media.content_type(),
         }
     }
 }
@@ -46,8 +60,13 @@ impl Accepted {
 }
 
 /// Media types in the order in which upstream offers them.
-const OFFERED: [(Media, &str); 3] =
-    [(Media::Json, "json"), (Media::Yaml, "yaml"), (Media::Protobuf, "vnd.kubernetes.protobuf")];
+const KNOWN: [(Media, &str); 4] =
+    [(Media::Json, "json"), (Media::Yaml, "yaml"), (Media::Protobuf, "vnd.kubernetes.protobuf"), (Media::Cbor, "cbor")];
+
+/// Those that this server offers.
+fn offered() -> &'static [(Media, &'static str)] {
+    if Feature::CBORServingAndStorage.enabled() { &KNOWN } else { &KNOWN[..3] }
+}
 
 /// Reads `Accept`. `custom`: custom resources have no protobuf form.
 pub fn accept(headers: &HeaderMap, query: &Query, custom: bool) -> Result<Accepted, Status> {
@@ -56,18 +75,17 @@ pub fn accept(headers: &HeaderMap, query: &Query, custom: bool) -> Result<Accept
     if header.trim().is_empty() {
         return Ok(Accepted { pretty, ..Accepted::JSON });
     }
-    let offered = if custom { &OFFERED[..2] } else { &OFFERED[..] };
     // The router refuses a type that the route never produces, before it is served. It knows no other wildcard than the
     // widest, and custom resources do without it.
-    let is_produced = |text: &str| text == "*/*" || OFFERED.iter().any(|(media, _)| media.content_type() == text);
+    let is_produced = |text: &str| text == "*/*" || offered().iter().any(|(media, _)| media.content_type() == text);
     if !custom && !header.split(',').any(|c| is_produced(c.split(';').next().unwrap_or_default().trim())) {
-        return Err(not_produced(offered));
+        return Err(not_produced());
     }
     let mut clauses: Vec<Clause<'_>> = header.split(',').filter_map(Clause::parse).collect();
     // Stable: equal weights keep the client's order.
     clauses.sort_by(|a, b| b.q.total_cmp(&a.q));
     for clause in &clauses {
-        for (media, subtype) in offered {
+        for (media, subtype) in offered().iter().filter(|(media, _)| !custom || *media != Media::Protobuf) {
             let fits = match (clause.main, clause.sub) {
                 ("*", "*") | ("application", "*") => true,
                 ("application", sub) => sub == *subtype,
@@ -79,17 +97,16 @@ pub fn accept(headers: &HeaderMap, query: &Query, custom: bool) -> Result<Accept
         }
     }
     // Upstream tells of every type that there is, also where custom resources do without one.
-    let all: Vec<&str> = OFFERED.iter().map(|(media, _)| media.content_type()).collect();
-    let message = format!("only the following media types are accepted: {}", all.join(", "));
+    let message = format!("only the following media types are accepted: {}", names());
     Err(Status::new(406, "NotAcceptable", message))
 }
 
-fn names(offered: &[(Media, &str)]) -> String {
-    offered.iter().map(|(media, _)| media.content_type()).collect::<Vec<_>>().join(", ")
+fn names() -> String {
+    offered().iter().map(|(media, _)| media.content_type()).collect::<Vec<_>>().join(", ")
 }
 
-fn not_produced(offered: &[(Media, &str)]) -> Status {
-    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", names(offered));
+fn not_produced() -> Status {
+    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", names());
     Status::new(406, "NotAcceptable", message).with_details(Default::default())
 }
 
@@ -97,6 +114,9 @@ fn not_produced(offered: &[(Media, &str)]) -> Status {
 pub fn with_streams(mut status: Status) -> Status {
     if status.code == 406 && status.message.starts_with("406: ") {
         status.message.push_str(", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch");
+        if Feature::CBORServingAndStorage.enabled() {
+            status.message.push_str(", application/cbor-seq");
+        }
     }
     status
 }

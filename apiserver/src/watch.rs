@@ -70,10 +70,7 @@ pub async fn watch(
         _ => Duration::from_secs_f64(MIN_WATCH_SECONDS as f64 * (1.0 + rand::rng().random::<f64>())),
     };
     let deadline = Instant::now() + timeout;
-    let content_type = match encoder.accepted.media {
-        crate::negotiate::Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
-        media => media.content_type(),
-    };
+    let content_type = encoder.accepted.media.stream_type();
     let mut response = answer(StatusCode::OK, content_type, Bytes::new());
     let body: futures::stream::BoxStream<'static, std::io::Result<Bytes>> = match opened {
         Err(too_old) => {

@@ -1,5 +1,7 @@
 //! A whole server on an embedded store, called in process and over TLS: lists, watches, custom resources and tunnels.
 
+#[path = "serving/cbor.rs"]
+mod cbor;
 #[path = "serving/flaky.rs"]
 mod flaky;
 #[path = "serving/requests.rs"]

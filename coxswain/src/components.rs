@@ -8,10 +8,13 @@ mod kube_scheduler;
 mod kubelet;
 
 use crate::flags::{Component, Flags};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use coxswain_api::catalogue;
+use coxswain_api::features::{self, Gates};
 use coxswain_client::Client;
 use coxswain_client::connect::{Target, default_user_agent, from_target, target_in_cluster, target_of_file};
 use coxswain_client::leader::LeaderElection;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 pub fn run(flags: Flags) -> Result<()> {
@@ -20,6 +23,7 @@ pub fn run(flags: Flags) -> Result<()> {
         return Ok(());
     }
     crate::logging::init(flags.parsed::<u8>("v")?.unwrap_or(0).max(1));
+    install_feature_gates(configured_feature_gates(&flags), &flags.list("feature-gates"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match flags.component() {
@@ -32,6 +36,73 @@ pub fn run(flags: Flags) -> Result<()> {
         }
     })
 }
+
+/// The gates that a configuration file sets. The component itself reports a file that cannot be read.
+fn configured_feature_gates(flags: &Flags) -> BTreeMap<String, bool> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Configuration {
+        feature_gates: BTreeMap<String, bool>,
+    }
+    let has_gates = matches!(flags.component(), Component::Kubelet | Component::Proxy);
+    let file = flags.path("config").filter(|_| has_gates).and_then(|path| std::fs::read(path).ok());
+    let configured = file.and_then(|text| serde_yaml_ng::from_slice::<Configuration>(&text).ok());
+    configured.unwrap_or_default().feature_gates
+}
+
+/// Sets the gates of this process; of those that are configured and those of the flag, the flag has the last word.
+pub fn install_feature_gates(configured: BTreeMap<String, bool>, flag: &[String]) -> Result<()> {
+    let mut settings = configured;
+    settings.extend(features::settings(flag)?);
+    let gates = Gates::new(settings)?;
+    gates.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    gates.install();
+    Ok(())
+}
+
+/// Reads `--runtime-config` (upstream: `apiserver/pkg/server/resourceconfig`).
+pub fn runtime_config(entries: &[String]) -> Result<Vec<(String, bool)>> {
+    const ALL: &str = "api/all";
+    let catalogue = catalogue::builtin();
+    let versions = || catalogue.resources().map(|ty| &ty.group_version);
+    let mut said = Vec::new();
+    let mut unknown = BTreeSet::new();
+    for entry in entries {
+        let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
+        let on = match value {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
+            "" if !LEVELS.contains(&key) => true,
+            _ if LEVELS.contains(&key) => bail!("invalid value {key}={value}"),
+            _ => bail!("invalid value of {key}: {value}, err: strconv.ParseBool: parsing {value:?}: invalid syntax"),
+        };
+        if !LEVELS.contains(&key)
+            && let Some((group, rest)) = key.split_once('/')
+        {
+            let (version, resource) = rest.split_once('/').unwrap_or((rest, ""));
+            if !versions().any(|gv| *gv.group == *group) {
+                unknown.insert(format!("{group}/{version}"));
+            } else if !versions().any(|gv| (&*gv.group, &*gv.version) == (group, version)) {
+                bail!("group version {group}/{version} that has not been registered");
+            } else if resource != resource.to_lowercase() {
+                bail!(
+                    "invalid key {key}: group/version/resource and resource is always lowercase plural, not {resource:?}"
+                );
+            }
+        }
+        said.push((key.to_owned(), on));
+    }
+    if !unknown.is_empty() {
+        bail!("unknown api groups {}", unknown.into_iter().collect::<Vec<_>>().join(","));
+    }
+    if said.as_slice() == [(ALL.to_owned(), false)] {
+        bail!("invalid runtime-config with only {ALL}=false");
+    }
+    Ok(said)
+}
+
+/// What `--runtime-config` can say of many APIs at once.
+const LEVELS: [&str; 4] = ["api/all", "api/ga", "api/beta", "api/alpha"];
 
 /// Connects as `--kubeconfig` (or `--master`) says, or as a pod of the cluster.
 fn connect(flags: &Flags) -> Result<Client> {
@@ -72,4 +143,33 @@ fn leader_election(flags: &Flags, default_name: &str) -> Result<Option<LeaderEle
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::runtime_config;
+
+    #[test]
+    fn apis_that_nobody_knows_are_refused_in_upstreams_words() {
+        let of = |entries: &[&str]| {
+            runtime_config(&entries.iter().map(|e| (*e).to_owned()).collect::<Vec<_>>()).map_err(|e| e.to_string())
+        };
+        assert_eq!(
+            of(&["api/all=true", "batch/v1=false", "apps/v1/deployments"]),
+            Ok(vec![("api/all".into(), true), ("batch/v1".into(), false), ("apps/v1/deployments".into(), true)])
+        );
+        for (entry, message) in [
+            ("foo/v1=false", "unknown api groups foo/v1"),
+            ("apps/v9", "group version apps/v9 that has not been registered"),
+            ("api/all=foo", "invalid value api/all=foo"),
+            ("apps/v1=foo", "invalid value of apps/v1: foo, err: strconv.ParseBool: parsing \"foo\": invalid syntax"),
+            ("api/all=false", "invalid runtime-config with only api/all=false"),
+            (
+                "apps/v1/Deployments=true",
+                "invalid key apps/v1/Deployments: group/version/resource and resource is always lowercase plural, not \"Deployments\"",
+            ),
+        ] {
+            assert_eq!(of(&[entry]), Err(message.to_owned()));
+        }
+    }
 }

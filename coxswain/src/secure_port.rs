@@ -280,6 +280,7 @@ impl Port {
         let (cpu, memory) = usage().unwrap_or_default();
         gauge("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.", "counter", "", cpu);
         gauge("process_resident_memory_bytes", "Resident memory size in bytes.", "gauge", "", memory);
+        out.push_str(&coxswain_api::features::metrics_text());
         out.push_str(&coxswain_client::metrics::text());
         out
     }

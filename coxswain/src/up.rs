@@ -4,7 +4,7 @@
 //! this process. What the cluster needs to be found again (keys, certificates, state) lies in the data directory.
 
 use crate::pki::{Authority, Leaf, Use};
-use crate::{cluster_setup, containerd, kubeconfig, machine, node, pki};
+use crate::{cluster_setup, components, containerd, kubeconfig, machine, node, pki};
 use anyhow::{Context, Result, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use coxswain_apiserver::request::User;
@@ -75,6 +75,21 @@ pub fn command() -> Command {
                 .help("The cluster's DNS domain"),
         )
         .arg(
+            Arg::new("feature-gates")
+                .long("feature-gates")
+                .value_name("GATES")
+                .action(ArgAction::Append)
+                .help("Features to switch on or off, such as CBORServingAndStorage=true, by upstream's names"),
+        )
+        .arg(
+            Arg::new("runtime-config")
+                .long("runtime-config")
+                .value_name("APIS")
+                .value_delimiter(',')
+                .action(ArgAction::Append)
+                .help("APIs to serve or not, such as api/alpha=true or storagemigration.k8s.io/v1beta1=true"),
+        )
+        .arg(
             Arg::new("kubectl-context")
                 .long("kubectl-context")
                 .action(ArgAction::SetTrue)
@@ -103,6 +118,7 @@ struct Plan {
     dns_ip: IpAddr,
     cluster_domain: String,
     load_balancer_addresses: Vec<String>,
+    runtime_config: Vec<(String, bool)>,
     kubectl_context: bool,
     stop_pods: bool,
     eviction_hard: BTreeMap<String, String>,
@@ -112,6 +128,7 @@ struct Plan {
 impl Plan {
     fn new(matches: &ArgMatches) -> Result<Self> {
         let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
+        let texts = |name: &str| matches.get_many::<String>(name).into_iter().flatten().cloned().collect::<Vec<_>>();
         let service_cidr = text("service-cidr");
         let (base, _) =
             service_cidr.split_once('/').with_context(|| format!("--service-cidr {service_cidr}: no CIDR"))?;
@@ -134,10 +151,8 @@ impl Plan {
             dns_ip: nth(10),
             service_cidr,
             cluster_domain: text("cluster-domain"),
-            load_balancer_addresses: {
-                let ranges = matches.get_many::<String>("load-balancer-addresses");
-                ranges.into_iter().flatten().cloned().collect()
-            },
+            load_balancer_addresses: texts("load-balancer-addresses"),
+            runtime_config: components::runtime_config(&texts("runtime-config"))?,
             kubectl_context: matches.get_flag("kubectl-context"),
             stop_pods: matches.get_flag("stop-pods"),
             eviction_hard: node::eviction_hard(matches)?,
@@ -202,6 +217,8 @@ pub fn main(matches: &ArgMatches) -> Result<()> {
     let start = Instant::now();
     crate::logging::init(matches.get_one::<u8>("v").copied().unwrap_or(1));
     let plan = Plan::new(matches)?;
+    let gates: Vec<String> = matches.get_many("feature-gates").into_iter().flatten().cloned().collect();
+    components::install_feature_gates(Default::default(), &gates)?;
     if plan.hollow_nodes.is_none() {
         let missing = containerd::missing(plan.runtime_endpoint.is_none());
         if !missing.is_empty() {
@@ -310,6 +327,7 @@ fn api_server_config(plan: &Plan, keys: &Keys) -> Config {
         secure_port: plan.port,
         service_cluster_ip_range: plan.service_cidr.clone(),
         hostname: machine::hostname().ok(),
+        runtime_config: plan.runtime_config.clone(),
         ..Config::default()
     };
     config.authentication.client_ca_pem = keys.authority.cert_pem.clone().into_bytes();

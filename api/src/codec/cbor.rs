@@ -196,6 +196,22 @@ pub fn encode(value: &Value, schema: &StructRef, out: &mut Vec<u8>) {
     write_struct(value, schema, out);
 }
 
+/// Appends a document of no known type.
+pub fn encode_any(value: &Value, out: &mut Vec<u8>) {
+    out.extend_from_slice(&PREFIX);
+    write(value, out);
+}
+
+/// Appends a watch event around the document of its object.
+pub fn encode_event(kind: &str, object: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&PREFIX);
+    head(5, 2, out);
+    text("type", out);
+    text(kind, out);
+    text("object", out);
+    out.extend_from_slice(object);
+}
+
 fn head(major: u8, n: u64, out: &mut Vec<u8>) {
     let major = major << 5;
     match n {

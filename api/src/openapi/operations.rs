@@ -2,30 +2,48 @@
 
 use super::definitions::pointer;
 use super::{Dialect, descriptions};
+use crate::features::Feature;
 use crate::schema::{self, Scalar, Type};
 use serde_json::{Map, Value, json};
 
 pub(super) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
-/// What an object is read and written as.
-pub(super) const OBJECT_MEDIA: &[&str] =
+/// What a document about the server itself is read as.
+pub(super) const DOCUMENT_MEDIA: &[&str] =
     &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+
+/// One list where CBOR is served, another where it is not.
+fn by_gate(with: &'static [&'static str], without: &'static [&'static str]) -> &'static [&'static str] {
+    if Feature::CBORServingAndStorage.enabled() { with } else { without }
+}
+
+/// What an object is read and written as.
+pub(super) fn object_media() -> &'static [&'static str] {
+    const WITH: &[&str] =
+        &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf", "application/cbor"];
+    by_gate(WITH, DOCUMENT_MEDIA)
+}
+
 /// What a watch can be read as besides.
-pub(super) const WATCH_MEDIA: &[&str] = &[
-    "application/json",
-    "application/yaml",
-    "application/vnd.kubernetes.protobuf",
-    "application/json;stream=watch",
-    "application/vnd.kubernetes.protobuf;stream=watch",
-];
+pub(super) fn watch_media() -> Vec<&'static str> {
+    const STREAMS: &[&str] =
+        &["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch", "application/cbor-seq"];
+    [object_media(), by_gate(STREAMS, &STREAMS[..2])].concat()
+}
+
+pub(super) fn patch_media() -> &'static [&'static str] {
+    const WITH: &[&str] = &[
+        "application/json-patch+json",
+        "application/merge-patch+json",
+        "application/strategic-merge-patch+json",
+        "application/apply-patch+yaml",
+        "application/apply-patch+cbor",
+    ];
+    by_gate(WITH, &WITH[..4])
+}
+
 /// Custom resources have no protobuf form.
 pub(super) const CUSTOM_MEDIA: &[&str] = &["application/json", "application/yaml"];
-pub(super) const PATCH_MEDIA: &[&str] = &[
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-    "application/apply-patch+yaml",
-];
 pub(super) const CUSTOM_PATCH_MEDIA: &[&str] =
     &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 

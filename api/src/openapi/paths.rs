@@ -2,8 +2,8 @@
 
 use super::definitions::custom_definition_name;
 use super::operations::{
-    Body, CUSTOM_MEDIA, CUSTOM_PATCH_MEDIA, Content, META, OBJECT_MEDIA, Operation, PATCH_MEDIA, Parameter,
-    WATCH_MEDIA, options, pretty,
+    Body, CUSTOM_MEDIA, CUSTOM_PATCH_MEDIA, Content, DOCUMENT_MEDIA, META, Operation, Parameter, object_media, options,
+    patch_media, pretty, watch_media,
 };
 use crate::catalogue::{GroupVersion, ResourceType, SubresourceType, Version};
 use std::collections::BTreeMap;
@@ -66,7 +66,7 @@ impl Context<'_> {
     }
 
     fn media(&self) -> &'static [&'static str] {
-        if self.custom { CUSTOM_MEDIA } else { OBJECT_MEDIA }
+        if self.custom { CUSTOM_MEDIA } else { object_media() }
     }
 
     /// The definition of a kind.
@@ -140,7 +140,8 @@ pub(super) fn version_routes(version: &Version) -> Routes {
     };
     if !custom {
         let id = format!("get{id}APIResources");
-        routes.insert(base, vec![document(id, "get available resources", tag, meta("APIResourceList"), OBJECT_MEDIA)]);
+        routes
+            .insert(base, vec![document(id, "get available resources", tag, meta("APIResourceList"), object_media())]);
     }
     routes
 }
@@ -167,7 +168,7 @@ pub(super) fn core_versions() -> Routes {
         "get available API versions",
         "core".into(),
         meta("APIVersions"),
-        OBJECT_MEDIA,
+        DOCUMENT_MEDIA,
     );
     Routes::from([("/api/".into(), vec![get])])
 }
@@ -179,7 +180,7 @@ pub(super) fn groups() -> Routes {
         "get available API versions",
         "apis".into(),
         meta("APIGroupList"),
-        OBJECT_MEDIA,
+        DOCUMENT_MEDIA,
     );
     Routes::from([("/apis/".into(), vec![get])])
 }
@@ -188,7 +189,7 @@ pub(super) fn groups() -> Routes {
 pub(super) fn group(group: &str) -> Routes {
     let words = group_words(group);
     let id = format!("get{}APIGroup", title(&words));
-    let get = document(id, "get information of a group", words, meta("APIGroup"), OBJECT_MEDIA);
+    let get = document(id, "get information of a group", words, meta("APIGroup"), DOCUMENT_MEDIA);
     Routes::from([(format!("/apis/{group}/"), vec![get])])
 }
 
@@ -229,7 +230,7 @@ fn resource_routes(c: &Context, routes: &mut Routes) {
         operation.parameters.sort_by(|a, b| (&a.name, !a.in_path).cmp(&(&b.name, !b.in_path)));
         routes.entry(path).or_default().push(operation);
     };
-    let watch_media = || if c.custom { CUSTOM_MEDIA.to_vec() } else { WATCH_MEDIA.to_vec() };
+    let watch_media = || if c.custom { CUSTOM_MEDIA.to_vec() } else { watch_media() };
     let list = |id: String| {
         let description = if r.allows("watch") { "list or watch objects of kind" } else { "list objects of kind" };
         let mut op = c.operation("get", "list", id, format!("{description} {kind}"));
@@ -324,7 +325,7 @@ fn resource_routes(c: &Context, routes: &mut Routes) {
 
 fn patch(c: &Context, op: &mut Operation, answer: &Content) {
     op.parameters.extend(options("meta.v1.PatchOptions", &[]));
-    let media = if c.custom { CUSTOM_PATCH_MEDIA } else { PATCH_MEDIA };
+    let media = if c.custom { CUSTOM_PATCH_MEDIA } else { patch_media() };
     op.body = Some(Body { content: meta("Patch"), required: true, media });
     op.answers = answers(&[200, 201], answer);
 }

@@ -43,6 +43,7 @@ impl Metrics {
             );
         }
         stores(&mut out, resources);
+        out.push_str(&coxswain_api::features::metrics_text());
         admission::render(&mut out);
         process::render(&mut out);
         out

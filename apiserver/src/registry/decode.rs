@@ -3,6 +3,7 @@
 use super::options::{DeleteOptions, FieldValidation, WriteOptions};
 use super::pipeline::{Call, Shape};
 use coxswain_api::codec::{self, DecodeError, Decoded, Format, TypeMeta};
+use coxswain_api::features::Feature;
 use coxswain_api::field::{Error, Path, go_quote};
 use coxswain_api::schema::StructRef;
 use coxswain_api::{Status, Value, defaults, schema};
@@ -238,7 +239,10 @@ fn type_meta(body: &[u8], format: Format) -> Result<TypeMeta, String> {
             codec::json::interpret(&codec::yaml::to_json(body).map_err(|e| e.to_string())?).map_err(prefixed)
         }
         Format::Protobuf => codec::protobuf::open(body).map(|e| e.type_meta).map_err(|e| e.to_string()),
-        _ => codec::json::interpret(body).map_err(prefixed),
+        Format::Cbor => {
+            codec::cbor::interpret(body).map_err(|e| format!("unable to determine group/version/kind: {e}"))
+        }
+        Format::Json => codec::json::interpret(body).map_err(prefixed),
     }
 }
 
@@ -247,7 +251,8 @@ fn typed(body: &[u8], format: Format, schema: &StructRef) -> Result<Decoded, Dec
     match format {
         Format::Yaml => codec::yaml::decode(body, schema),
         Format::Protobuf => codec::protobuf::decode(&codec::protobuf::open(body)?, schema),
-        _ => codec::json::decode(body, schema),
+        Format::Cbor => codec::cbor::decode(body, schema),
+        Format::Json => codec::json::decode(body, schema),
     }
 }
 
@@ -268,6 +273,8 @@ fn of_shape(call: &Call, body: &[u8], format: Format, shape: Shape<'_>) -> Resul
 pub(super) fn untyped(body: &[u8], format: Format) -> Result<Decoded, DecodeError> {
     match format {
         Format::Yaml => codec::yaml::decode_any(body),
+        // A key that comes twice is no matter of strictness there.
+        Format::Cbor => Ok(Decoded { value: codec::cbor::decode_any(body)?, strict_errors: Vec::new() }),
         _ => codec::json::decode_any(body),
     }
 }
@@ -278,21 +285,23 @@ pub(super) fn body_format(call: &Call) -> Result<Format, Status> {
     let media = header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let format = if media.is_empty() { Some(Format::Json) } else { Format::of_media_type(&media) };
     match format {
-        // Custom resources have no protobuf form, and CBOR is not switched on.
+        // Custom resources have no protobuf form.
         Some(Format::Protobuf) if call.served.custom => Err(unsupported(call)),
-        Some(Format::Cbor) | None => Err(unsupported(call)),
+        Some(Format::Cbor) if !Feature::CBORServingAndStorage.enabled() => Err(unsupported(call)),
+        None => Err(unsupported(call)),
         Some(format) => Ok(format),
     }
 }
 
 fn unsupported(call: &Call) -> Status {
     let protobuf = if call.served.custom { "" } else { ", application/vnd.kubernetes.protobuf" };
+    let cbor = if Feature::CBORServingAndStorage.enabled() { ", application/cbor" } else { "" };
     Status::new(
         415,
         "UnsupportedMediaType",
         format!(
             "the body of the request was in an unknown format - accepted media types include: application/json, \
-             application/yaml{protobuf}"
+             application/yaml{protobuf}{cbor}"
         ),
     )
 }

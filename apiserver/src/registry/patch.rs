@@ -6,6 +6,7 @@ use super::update::{Change, UpdateRules, check_name, reset_fields};
 use super::{convert, decode, managed_fields, metadata};
 use async_trait::async_trait;
 use coxswain_api::codec::{self, DecodeError, Format};
+use coxswain_api::features::Feature;
 use coxswain_api::field::{Error, Path, go_quote};
 use coxswain_api::{Map, Status, Value, json, patch};
 use http::header::CONTENT_TYPE;
@@ -20,26 +21,30 @@ pub(super) enum PatchKind {
 }
 
 impl PatchKind {
-    fn of(call: &Call) -> Result<Self, Status> {
+    /// What a request's body is, and in which format it is written.
+    fn of(call: &Call) -> Result<(Self, Format), Status> {
         let header = call.header(CONTENT_TYPE);
+        let cbor = Feature::CBORServingAndStorage.enabled();
+        let unsupported = || {
+            let cbor = if cbor { ", application/apply-patch+cbor" } else { "" };
+            Status::new(
+                415,
+                "UnsupportedMediaType",
+                format!(
+                    "the body of the request was in an unknown format - accepted media types include: \
+                     application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml{cbor}"
+                ),
+            )
+        };
         match header.split(';').next().unwrap_or_default() {
-            "application/json-patch+json" => Ok(PatchKind::Json),
-            "application/merge-patch+json" => Ok(PatchKind::Merge),
-            "application/strategic-merge-patch+json" if !call.served.custom => Ok(PatchKind::Strategic),
-            "application/apply-patch+yaml" => Ok(PatchKind::Apply),
+            "application/json-patch+json" => Ok((PatchKind::Json, Format::Json)),
+            "application/merge-patch+json" => Ok((PatchKind::Merge, Format::Json)),
+            "application/strategic-merge-patch+json" if !call.served.custom => Ok((PatchKind::Strategic, Format::Json)),
+            "application/apply-patch+yaml" => Ok((PatchKind::Apply, Format::Yaml)),
+            "application/apply-patch+cbor" if cbor => Ok((PatchKind::Apply, Format::Cbor)),
             // The router itself refuses a type that no patch has; only a type of other patches gets a sentence.
-            "application/strategic-merge-patch+json" | "application/apply-patch+cbor" => Err(Status::new(
-                415,
-                "UnsupportedMediaType",
-                "the body of the request was in an unknown format - accepted media types include: \
-                 application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
-            )),
-            _ if call.served.custom => Err(Status::new(
-                415,
-                "UnsupportedMediaType",
-                "the body of the request was in an unknown format - accepted media types include: \
-                 application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
-            )),
+            "application/strategic-merge-patch+json" | "application/apply-patch+cbor" => Err(unsupported()),
+            _ if call.served.custom => Err(unsupported()),
             _ => Err(Status::new(415, "UnsupportedMediaType", "415: Unsupported Media Type")
                 .with_details(coxswain_api::status::Details::default())),
         }
@@ -59,13 +64,13 @@ pub(super) struct Patch {
 impl Patch {
     /// Reads kind, options and document of the request.
     pub(super) fn of_call(call: &Call) -> Result<Self, Status> {
-        let kind = PatchKind::of(call)?;
+        let (kind, format) = PatchKind::of(call)?;
         let options = WriteOptions::of_query(&call.query, OptionsKind::Patch { apply: kind == PatchKind::Apply })?;
-        let format = if kind == PatchKind::Apply { Format::Yaml } else { Format::Json };
         let decoded = decode::untyped(&call.body, format).map_err(|e| {
             let text = e.to_string();
             Status::bad_request(match kind {
                 PatchKind::Strategic => text,
+                PatchKind::Apply if format == Format::Cbor => format!("error decoding YAML: {text}"),
                 PatchKind::Apply if matches!(e, DecodeError::Syntax(_)) => {
                     format!("error decoding YAML: error converting YAML to JSON: {text}")
                 }

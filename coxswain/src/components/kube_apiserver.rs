@@ -78,10 +78,7 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16) -> Result<Config> {
         config.service_node_port_range = port_range(&range)
             .with_context(|| format!("invalid argument \"{range}\" for \"--service-node-port-range\" flag"))?;
     }
-    for entry in flags.list("runtime-config") {
-        let (key, value) = entry.split_once('=').unwrap_or((&entry, "true"));
-        config.runtime_config.push((key.to_owned(), value == "true"));
-    }
+    config.runtime_config = super::runtime_config(&flags.list("runtime-config"))?;
     if let Some(timeout) = flags.duration("request-timeout")? {
         config.request_timeout = timeout;
     }
