@@ -23,6 +23,7 @@ pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod structural;
+pub mod taints;
 pub mod time;
 
 pub use serde_json::{Map, Value, json};

@@ -30,6 +30,7 @@ use crate::respond::{Answer, Body, NO_SNIFF, error_page, refusal};
 use crate::store::Store;
 use bytes::Bytes;
 use coxswain_api::Status;
+use coxswain_api::features::Feature;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::header::{CACHE_CONTROL, HeaderName, HeaderValue, USER_AGENT};
@@ -142,7 +143,9 @@ impl Front {
             _ => HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a UUID is plain text"),
         };
         let is_head = request.method() == Method::HEAD;
-        let accept_gzip = accepts_gzip(request.headers()) && request.method() == Method::GET;
+        let accept_gzip = Feature::APIResponseCompression.enabled()
+            && accepts_gzip(request.headers())
+            && request.method() == Method::GET;
         let mut seen = crate::metrics::Labels::of_method(request.method());
         let chain: BoxFuture<'_, Answer> = Box::pin(self.clone().chain(request, caller, &mut seen));
         let served = AssertUnwindSafe(chain).catch_unwind().await;

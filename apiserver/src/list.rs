@@ -9,6 +9,7 @@ use crate::respond::Answer;
 use crate::store::{Object, Store, storage_status};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use coxswain_api::features::Feature;
 use coxswain_api::field::{Error, ErrorList, Path, go_quote};
 use coxswain_api::selector::Selector;
 use coxswain_api::selector::field_selector::FieldSelector;
@@ -96,7 +97,8 @@ impl ListOptions {
             options.selection.namespace = info.namespace.clone();
         }
         // A watch that lists first in the old way is one that asks for the initial events.
-        if options.watch
+        if Feature::WatchList.enabled()
+            && options.watch
             && options.send_initial_events.is_none()
             && options.resource_version_match.is_empty()
             && matches!(options.resource_version.as_str(), "" | "0")
@@ -124,8 +126,13 @@ impl ListOptions {
             if self.send_initial_events.is_some() && rv_match != "NotOlderThan" {
                 forbid("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
             }
+            if self.send_initial_events.is_some() && !Feature::WatchList.enabled() {
+                let why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+                errors.push(Error::forbidden(&Path::new("sendInitialEvents"), why));
+            }
             if !rv_match.is_empty() {
                 if self.send_initial_events.is_none() {
+                    let mut forbid = |why: &str| errors.push(Error::forbidden(&path, why));
                     forbid("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
                 }
                 if rv_match != "NotOlderThan" {

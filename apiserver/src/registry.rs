@@ -26,6 +26,7 @@ pub mod delete;
 pub mod discovery;
 pub mod dynamic_resources;
 pub mod flowcontrol;
+pub mod gated;
 pub mod internal;
 pub mod managed_fields;
 pub mod metadata;

@@ -30,6 +30,7 @@ use crate::resources::{Index, Resources, Served};
 use crate::store::{Layout, Store};
 use coxswain_api::Status;
 use coxswain_api::catalogue::{self, ResourceType};
+use coxswain_api::features::Feature;
 use coxswain_storage::Storage;
 use objects::ServerObjects;
 use std::collections::HashMap;
@@ -340,8 +341,21 @@ fn is_stored(ty: &ResourceType) -> bool {
     ty.allows("delete")
 }
 
+/// Resources that are there only while a gate is open, whatever `--runtime-config` says.
+const GATED: [(&str, &str, Feature); 5] = [
+    ("certificates.k8s.io", "clustertrustbundles", Feature::ClusterTrustBundle),
+    ("certificates.k8s.io", "podcertificaterequests", Feature::PodCertificateRequest),
+    ("scheduling.k8s.io", "podgroups", Feature::GenericWorkload),
+    ("scheduling.k8s.io", "workloads", Feature::GenericWorkload),
+    ("storagemigration.k8s.io", "storageversionmigrations", Feature::StorageVersionMigrator),
+];
+
 /// What `--runtime-config` says of a resource; the most specific line wins.
 fn is_served(config: &Config, ty: &ResourceType) -> bool {
+    let place = (&*ty.group_version.group, &*ty.plural);
+    if GATED.iter().any(|(group, plural, gate)| (*group, *plural) == place && !gate.enabled()) {
+        return false;
+    }
     let said = |key: &str| config.runtime_config.iter().rev().find(|(k, _)| k == key).map(|(_, on)| *on);
     let version = ty.group_version.api_version();
     let level = match () {

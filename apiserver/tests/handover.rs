@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use coxswain_api::codec::{self, Format};
+use coxswain_api::features::Gates;
 use coxswain_api::{Value, json};
 use coxswain_apiserver::request::User;
 use coxswain_apiserver::server::{Config, Elsewhere, Server};
@@ -28,6 +29,8 @@ struct Cluster {
 impl Cluster {
     /// A server on an etcd that holds `before`.
     async fn start(prefix: &str, before: &[(&str, &[u8])]) -> Result<Self> {
+        // Every kind that upstream has is served.
+        Gates::parse(&["AllAlpha=true,AllBeta=true"])?.install();
         let layout = Layout::new(prefix, Format::Protobuf);
         let (etcd, storage) = Etcd::start(layout.root()).await?;
         for (key, value) in before {

@@ -44,8 +44,11 @@ fn configured_feature_gates(flags: &Flags) -> BTreeMap<String, bool> {
     struct Configuration {
         feature_gates: BTreeMap<String, bool>,
     }
-    let has_gates = matches!(flags.component(), Component::Kubelet | Component::Proxy);
-    let file = flags.path("config").filter(|_| has_gates).and_then(|path| std::fs::read(path).ok());
+    // The other components have no configuration file, or none with gates in it.
+    if !matches!(flags.component(), Component::Kubelet | Component::Proxy) {
+        return BTreeMap::new();
+    }
+    let file = flags.path("config").and_then(|path| std::fs::read(path).ok());
     let configured = file.and_then(|text| serde_yaml_ng::from_slice::<Configuration>(&text).ok());
     configured.unwrap_or_default().feature_gates
 }
@@ -147,7 +150,17 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::runtime_config;
+    use super::{Component, Flags, configured_feature_gates, runtime_config};
+
+    #[test]
+    fn every_component_has_feature_gates() {
+        for component in Component::ALL {
+            let line = [component.name(), "--feature-gates=CBORServingAndStorage=true"];
+            let flags = Flags::new(component, component.command().try_get_matches_from(line).unwrap());
+            assert!(configured_feature_gates(&flags).is_empty());
+            assert_eq!(flags.list("feature-gates"), ["CBORServingAndStorage=true"]);
+        }
+    }
 
     #[test]
     fn apis_that_nobody_knows_are_refused_in_upstreams_words() {

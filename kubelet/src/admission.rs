@@ -8,7 +8,8 @@ use crate::pod::{self, PodExt, now};
 use crate::resources;
 use crate::sandbox;
 use crate::status::OWNED_CONDITIONS;
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PodStatus};
+use coxswain_api::taints;
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PodStatus, Toleration};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -84,15 +85,12 @@ pub fn admit(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
     let untolerated = taints.into_iter().flatten().any(|taint| {
         taint.effect == "NoExecute"
-            && !pod.spec().tolerations.iter().flatten().any(|t| {
-                let effect = t.effect.as_deref().unwrap_or_default();
-                let key = t.key.as_deref().unwrap_or_default();
-                let same_value = t.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
-                let exists = t.operator.as_deref() == Some("Exists");
-                (effect.is_empty() || effect == taint.effect)
-                    && (key.is_empty() && exists || key == taint.key)
-                    && (exists || same_value)
-            })
+            && !pod
+                .spec()
+                .tolerations
+                .iter()
+                .flatten()
+                .any(|t| tolerates(t, &taint.key, taint.value.as_deref(), &taint.effect))
     });
     if untolerated && !pod::is_static(pod) {
         return Err(Rejection::predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate"));
@@ -149,12 +147,21 @@ pub fn resize_verdict(kubelet: &Kubelet, pod: &Pod) -> Result<(), Rejection> {
     fits_resources(&allocatable, &others.iter().map(|p| p.as_ref()).collect::<Vec<_>>(), pod)
 }
 
+fn tolerates(toleration: &Toleration, key: &str, value: Option<&str>, effect: &str) -> bool {
+    let text = Option::<String>::as_deref;
+    taints::Toleration {
+        key: text(&toleration.key).unwrap_or_default(),
+        operator: text(&toleration.operator).unwrap_or_default(),
+        value: text(&toleration.value).unwrap_or_default(),
+        effect: text(&toleration.effect).unwrap_or_default(),
+    }
+    .tolerates(taints::Taint { key, value: value.unwrap_or_default(), effect })
+}
+
 /// A node that runs short takes only pods that it would not evict at once.
 fn under_pressure(pressure: Pressure, pod: &Pod) -> Result<(), Rejection> {
-    let tolerates = pod.spec().tolerations.iter().flatten().any(|t| {
-        t.operator.as_deref() == Some("Exists")
-            && matches!(t.key.as_deref(), None | Some("" | "node.kubernetes.io/memory-pressure"))
-    });
+    let tolerated = |t: &Toleration| tolerates(t, "node.kubernetes.io/memory-pressure", None, "NoSchedule");
+    let tolerates = pod.spec().tolerations.iter().flatten().any(tolerated);
     let memory_only = pressure.memory && !pressure.disk && !pressure.pids;
     if pressure == Pressure::default() || pod::is_critical(pod) {
         return Ok(());

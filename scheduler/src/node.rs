@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use coxswain_api::taints;
 use coxswain_client::k8s_openapi::api::core::v1::Node as ApiNode;
 
 use crate::pod::{HostPort, PodInfo, Tolerance};
@@ -21,11 +22,12 @@ impl Taint {
     }
 
     pub fn tolerated_by(&self, tolerances: &[Tolerance]) -> bool {
-        tolerances.iter().any(|t| {
-            (t.effect.is_empty() || t.effect == self.effect)
-                && (t.key.is_empty() || t.key == self.key)
-                && (t.exists || t.value == self.value)
-        })
+        let taint = taints::Taint { key: &self.key, value: &self.value, effect: &self.effect };
+        let tolerates = |t: &Tolerance| {
+            taints::Toleration { key: &t.key, operator: &t.operator, value: &t.value, effect: &t.effect }
+                .tolerates(taint)
+        };
+        tolerances.iter().any(tolerates)
     }
 }
 

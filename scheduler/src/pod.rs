@@ -64,7 +64,7 @@ impl PodTerm {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tolerance {
     pub key: Box<str>,
-    pub exists: bool,
+    pub operator: Box<str>,
     pub value: Box<str>,
     pub effect: Box<str>,
 }
@@ -275,7 +275,7 @@ fn tolerance(toleration: &Toleration) -> Tolerance {
     let text = |t: &Option<String>| t.as_deref().unwrap_or_default().into();
     Tolerance {
         key: text(&toleration.key),
-        exists: toleration.operator.as_deref() == Some("Exists"),
+        operator: text(&toleration.operator),
         value: text(&toleration.value),
         effect: text(&toleration.effect),
     }

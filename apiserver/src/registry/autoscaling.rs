@@ -2,6 +2,7 @@
 
 mod validation;
 
+use super::gated::{self, Fields};
 use super::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::field::ErrorList;
@@ -36,6 +37,10 @@ impl Resource for HorizontalPodAutoscalers {
             fill(behavior, "scaleUp", up);
             fill(behavior, "scaleDown", down);
         }
+    }
+
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec", gated::AUTOSCALER_SPEC)]
     }
 
     fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {

@@ -242,7 +242,7 @@ fn check_certificate(text: &str) -> Result<(), String> {
 }
 
 /// `domain/path` with a domain of at least two segments (upstream: `ValidateSignerName`).
-fn check_signer_name(signer: &View<'_>, errors: &mut ErrorList) {
+pub(super) fn check_signer_name(signer: &View<'_>, errors: &mut ErrorList) {
     let (path, name) = (signer.path(), signer.str());
     if name.is_empty() {
         errors.push(Error::required(path, ""));

@@ -252,6 +252,28 @@ pub fn domain_prefixed_path(value: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
+/// Annotations that a user asks a signer to note: keys with a domain, of any case (upstream: `ValidateUserAnnotations`).
+pub fn user_annotations(annotations: &View<'_>, errors: &mut ErrorList) {
+    const BYTES_MAX: usize = 256 * 1024;
+    let path = annotations.path();
+    let Some(map) = annotations.value().and_then(Value::as_object) else { return };
+    for key in map.keys().map(|key: &String| key.to_lowercase()) {
+        let wrong = names::qualified_name(&key);
+        if key.is_empty() {
+            errors.push(Error::required(path, ""));
+        } else if !wrong.is_empty() {
+            errors.extend(wrong.into_iter().map(|why| Error::invalid(path, &*key, why)));
+        } else if !key.contains('/') {
+            let why = "must be a domain-prefixed key (such as \"acme.io/foo\")";
+            errors.push(Error::invalid(path, &*key, why));
+        }
+    }
+    let bytes: usize = map.iter().map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
+    if bytes > BYTES_MAX {
+        errors.push(Error::too_long(path, BYTES_MAX as i64));
+    }
+}
+
 /// A counter that may only grow; removal counts as 0.
 pub fn not_decremented(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {
     if old.exists() && (!new.exists() || new.i64() < old.i64()) {

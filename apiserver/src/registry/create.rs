@@ -4,7 +4,7 @@ use super::metadata;
 use super::options::{OptionsKind, WriteOptions};
 use super::pipeline::{Call, Content, Pipeline, Reply};
 use super::resource::Taken;
-use super::{convert, decode, managed_fields};
+use super::{convert, decode, gated, managed_fields};
 use crate::admission::Operation;
 use crate::store::{CommitError, Object};
 use coxswain_api::field::ErrorList;
@@ -146,6 +146,9 @@ impl Pipeline {
             && let Some(object) = object.as_object_mut()
         {
             object.remove("status");
+        }
+        for (pointer, fields) in strategy.gated_fields() {
+            gated::drop_disabled(object, None, pointer, fields);
         }
         strategy.prepare_for_create(&call.ctx, object);
         let mut errors = ErrorList::new();

@@ -9,6 +9,7 @@ mod status;
 mod status_access;
 mod validation;
 
+use super::gated::{self, Fields};
 use super::metadata;
 use super::resource::{Hooks, MetadataChecks, Resource};
 use crate::request::Context;
@@ -18,6 +19,10 @@ use coxswain_api::{Value, json, time};
 pub struct DeviceClasses;
 
 impl Resource for DeviceClasses {
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec", gated::DEVICE_CLASS_SPEC)]
+    }
+
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
         MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
     }
@@ -38,6 +43,10 @@ impl Resource for DeviceClasses {
 pub struct ResourceClaims;
 
 impl Resource for ResourceClaims {
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec", gated::CLAIM_SPEC), ("/status", gated::CLAIM_STATUS)]
+    }
+
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
         MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
     }
@@ -82,6 +91,10 @@ impl Resource for ResourceClaims {
 pub struct ResourceClaimTemplates;
 
 impl Resource for ResourceClaimTemplates {
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec/spec", gated::CLAIM_SPEC)]
+    }
+
     fn repeats_metadata_checks(&self, subresource: &str) -> MetadataChecks {
         MetadataChecks { update: true, whole: subresource.is_empty(), whole_first: true }
     }
@@ -158,7 +171,7 @@ impl Resource for ResourceSlices {
     }
 
     fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
-        drop_disabled(object, None);
+        gated::drop_disabled(object, None, "/spec", gated::SLICE_SPEC);
     }
 
     fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
@@ -166,7 +179,7 @@ impl Resource for ResourceSlices {
             let generation = metadata::number(old, "generation").unwrap_or(0);
             metadata::set(object, "generation", generation + 1);
         }
-        drop_disabled(object, Some(old));
+        gated::drop_disabled(object, Some(old), "/spec", gated::SLICE_SPEC);
     }
 
     /// Counted in `prepare_for_update`, before anything is dropped.
@@ -213,28 +226,5 @@ impl Resource for ResourceSlices {
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
         MetadataChecks { update: true, whole: false, whole_first: false }
-    }
-}
-
-/// Lists of attributes (`DRAListTypeAttributes`) and mappings to resources of the node (`DRANodeAllocatableResources`) belong to
-/// features that are off: a slice keeps only what it had.
-fn drop_disabled(slice: &mut Value, old: Option<&Value>) {
-    const LISTS: [&str; 4] = ["ints", "bools", "strings", "versions"];
-    const MAPPINGS: &str = "nodeAllocatableResourceMappings";
-    let devices = |slice: &Value| slice.pointer("/spec/devices").and_then(Value::as_array).cloned().unwrap_or_default();
-    let old = old.map(devices).unwrap_or_default();
-    let attributes = |device: &Value| device.get("attributes").and_then(Value::as_object).cloned().unwrap_or_default();
-    let has_lists = old.iter().flat_map(attributes).any(|(_, a)| LISTS.iter().any(|list| a.get(list).is_some()));
-    let has_mappings = old.iter().any(|device| device.get(MAPPINGS).is_some());
-    let devices = slice.pointer_mut("/spec/devices").and_then(Value::as_array_mut);
-    for device in devices.into_iter().flatten().filter_map(Value::as_object_mut) {
-        if !has_mappings {
-            device.remove(MAPPINGS);
-        }
-        let attributes = device.get_mut("attributes").and_then(Value::as_object_mut);
-        let attributes = attributes.into_iter().flat_map(|map| map.values_mut()).filter_map(Value::as_object_mut);
-        for attribute in attributes.filter(|_| !has_lists) {
-            LISTS.iter().for_each(|list| drop(attribute.remove(*list)));
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! A resource works on the tree in its *hub* version (the storage version). Every method has upstream's usual behaviour as
 //! its default, so that a resource only says what is its own.
 
+use crate::registry::gated::Fields;
 use crate::registry::pipeline::{Call, Pipeline};
 use crate::request::Context;
 use async_trait::async_trait;
@@ -34,6 +35,12 @@ pub trait Resource: Send + Sync + 'static {
     /// Fills in what is not given, beyond the defaults that the schema itself states. Also applied to what is read from
     /// storage, so it must not depend on anything but the object (upstream: `SetDefaults_…`).
     fn set_defaults(&self, _object: &mut Value) {}
+
+    /// The parts of an object, as JSON pointers, that have fields of features which can be off. The pipeline drops these before it
+    /// prepares what is written.
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[]
+    }
 
     /// Clears what a creator may not set and sets what the server owns (upstream: `PrepareForCreate`). The pipeline has
     /// already set `metadata.generation` to 1 if [`Resource::has_generation`], and dropped `status` if the resource has a

@@ -24,7 +24,7 @@ impl Resource for RuntimeClasses {
         let scheduling = root.child("scheduling");
         if scheduling.exists() {
             selector_labels(&scheduling.child("nodeSelector"), &mut errors);
-            tolerations(&scheduling.child("tolerations"), &mut errors);
+            tolerations(&scheduling.child("tolerations"), false, &mut errors);
             let mut seen: Vec<Value> = Vec::new();
             for toleration in scheduling.child("tolerations").items() {
                 let shown = json!({

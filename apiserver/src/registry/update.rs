@@ -5,7 +5,7 @@ use super::create::Outcome;
 use super::metadata;
 use super::options::{OptionsKind, WriteOptions};
 use super::pipeline::{ATTEMPTS_MAX, Call, Pipeline, Reply};
-use super::{convert, decode, managed_fields};
+use super::{convert, decode, gated, managed_fields};
 use crate::admission::Operation;
 use crate::store::{CommitError, Object};
 use async_trait::async_trait;
@@ -222,6 +222,9 @@ impl Pipeline {
                 strategy.reset_for_status(object, old);
             }
             _ => {}
+        }
+        for (pointer, fields) in strategy.gated_fields() {
+            gated::drop_disabled(object, Some(old), pointer, fields);
         }
         strategy.prepare_for_update(&call.ctx, object, old, subresource);
         if strategy.has_generation() && subresource != "status" && strategy.spec_changed(object, old) {

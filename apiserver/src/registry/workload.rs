@@ -37,14 +37,6 @@ pub fn default_template(owner: &mut Value) {
     pod_spec::defaults::template(template);
 }
 
-/// Drops from the template at `pointer` what belongs to features that are off.
-pub fn drop_disabled(object: &mut Value, old: Option<&Value>, pointer: &str) {
-    let old = old.and_then(|o| o.pointer(pointer)).and_then(|t| t.get("spec"));
-    if let Some(spec) = object.pointer_mut(pointer).and_then(|t| t.get_mut("spec")) {
-        pod_spec::drop_disabled_fields(spec, old);
-    }
-}
-
 /// Sets a field to what it was before.
 pub fn restore(object: &mut Value, old: &Value, field: &str) {
     let Some(map) = object.as_object_mut() else { return };

@@ -1,5 +1,6 @@
 //! What makes a node fit or not, as far as controllers decide it: selectors, affinity and taints.
 
+use coxswain_api::taints;
 use k8s_openapi::api::core::v1::{
     Node, NodeCondition, NodeSelector, NodeSelectorRequirement, PodSpec, Taint, Toleration,
 };
@@ -16,23 +17,17 @@ pub fn taints(node: &Node) -> &[Taint] {
 
 /// Whether a toleration covers a taint.
 pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    if filled(&toleration.effect).is_some_and(|effect| effect != taint.effect) {
-        return false;
+    taints::Toleration {
+        key: toleration.key.as_deref().unwrap_or_default(),
+        operator: toleration.operator.as_deref().unwrap_or_default(),
+        value: toleration.value.as_deref().unwrap_or_default(),
+        effect: toleration.effect.as_deref().unwrap_or_default(),
     }
-    let key = filled(&toleration.key);
-    if key.as_ref().is_some_and(|key| *key != taint.key) {
-        return false;
-    }
-    let value = taint.value.as_deref().unwrap_or_default();
-    let wanted = toleration.value.as_deref().unwrap_or_default();
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "Exists" => true,
-        "" | "Equal" => key.is_some() && wanted == value,
-        "Lt" => numbers(value, wanted).is_some_and(|(value, wanted)| value < wanted),
-        "Gt" => numbers(value, wanted).is_some_and(|(value, wanted)| value > wanted),
-        _ => false,
-    }
+    .tolerates(taints::Taint {
+        key: &taint.key,
+        value: taint.value.as_deref().unwrap_or_default(),
+        effect: &taint.effect,
+    })
 }
 
 fn numbers(a: &str, b: &str) -> Option<(i64, i64)> {

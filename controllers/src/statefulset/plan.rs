@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coxswain_api::features::Feature;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetStatus};
 
 use super::{REVISION_LABEL, identity};
 use crate::common::slim::SlimPod;
-use crate::common::{owners, pods};
+use crate::common::{int_or_percent, owners, pods};
 
 pub(super) struct View<'a> {
     spec: StatefulSetSpec,
@@ -75,6 +76,29 @@ impl<'a> View<'a> {
         is_running_and_ready(pod) && pods::is_available(pod, self.spec.min_ready_seconds.unwrap_or(0), self.now)
     }
 
+    fn is_unavailable(&self, pod: &SlimPod) -> bool {
+        owners::is_deleting(&pod.metadata) || !self.is_available(pod)
+    }
+
+    /// An update has this pod before it.
+    fn is_outdated(&self, pod: &SlimPod) -> bool {
+        owners::label(&pod.metadata, REVISION_LABEL) != Some(self.update) && !owners::is_deleting(&pod.metadata)
+    }
+
+    /// How many pods an update may make unavailable at once.
+    fn max_unavailable(&self) -> usize {
+        let rolling = self.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
+        let limit = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
+        match limit.filter(|_| Feature::MaxUnavailableStatefulSet.enabled()) {
+            // A small share rounds down to none, with which no update would ever begin.
+            Some(limit) => {
+                let most = int_or_percent::resolve(limit, self.spec.replicas.unwrap_or(1), false);
+                most.unwrap_or(1).max(1) as usize
+            }
+            None => 1,
+        }
+    }
+
     fn in_order(&self) -> bool {
         self.spec.pod_management_policy.as_deref() != Some("Parallel")
     }
@@ -114,10 +138,6 @@ fn is_running_and_ready(pod: &SlimPod) -> bool {
     pods::phase(pod) == "Running" && pods::is_ready(pod)
 }
 
-fn is_healthy(pod: &SlimPod) -> bool {
-    is_running_and_ready(pod) && !owners::is_deleting(&pod.metadata)
-}
-
 /// Whether a pod of this number is to be of the revision from before the update.
 fn wants_old(view: &View, ordinal: i32, before: &StatefulSetStatus) -> bool {
     let strategy = view.spec.update_strategy.as_ref();
@@ -155,17 +175,11 @@ pub(super) fn plan(view: &View, before: &StatefulSetStatus) -> Vec<Step> {
         if pods::phase(pod) == "Pending" && !owners::is_deleting(&pod.metadata) {
             steps.push(Step::EnsureClaims { ordinal: *ordinal });
         }
-        if in_order && (owners::is_deleting(&pod.metadata) || !view.is_available(pod)) {
+        if in_order && view.is_unavailable(pod) {
             return steps;
         }
     }
-    let first_unhealthy = view
-        .slots
-        .values()
-        .flatten()
-        .chain(view.condemned.values())
-        .find(|pod| !is_healthy(pod))
-        .map(|pod| owners::name(&pod.metadata));
+    let first_unavailable = view.pods().find(|pod| view.is_unavailable(pod)).map(|pod| owners::name(&pod.metadata));
     for pod in view.condemned.values().rev() {
         if owners::is_deleting(&pod.metadata) {
             if in_order {
@@ -173,7 +187,7 @@ pub(super) fn plan(view: &View, before: &StatefulSetStatus) -> Vec<Step> {
             }
             continue;
         }
-        if in_order && !is_running_and_ready(pod) && first_unhealthy != Some(owners::name(&pod.metadata)) {
+        if in_order && !is_running_and_ready(pod) && first_unavailable != Some(owners::name(&pod.metadata)) {
             return steps;
         }
         steps.push(Step::Delete { pod: pod.clone(), scaled_down: true });
@@ -187,13 +201,22 @@ pub(super) fn plan(view: &View, before: &StatefulSetStatus) -> Vec<Step> {
     }
     let partition = strategy.and_then(|strategy| strategy.rolling_update.as_ref()?.partition).unwrap_or(0);
     let from = start_of(&view.spec) + partition;
+    if Feature::MaxUnavailableStatefulSet.enabled() {
+        let is_unavailable = |slot: &&Option<Arc<SlimPod>>| slot.as_ref().is_none_or(|pod| view.is_unavailable(pod));
+        let unavailable = view.slots.values().filter(is_unavailable).count();
+        let outdated =
+            view.slots.range(from..).rev().filter_map(|(_, slot)| slot.as_ref()).filter(|p| view.is_outdated(p));
+        let more = view.max_unavailable().saturating_sub(unavailable);
+        steps.extend(outdated.take(more).map(|pod| Step::Delete { pod: pod.clone(), scaled_down: false }));
+        return steps;
+    }
     for (_, slot) in view.slots.range(from..).rev() {
         let Some(pod) = slot else { return steps };
-        if owners::label(&pod.metadata, REVISION_LABEL) != Some(view.update) && !owners::is_deleting(&pod.metadata) {
+        if view.is_outdated(pod) {
             steps.push(Step::Delete { pod: pod.clone(), scaled_down: false });
             return steps;
         }
-        if !is_healthy(pod) {
+        if view.is_unavailable(pod) {
             return steps;
         }
     }
@@ -220,6 +243,7 @@ pub(super) fn complete_update(set: &StatefulSet, status: &mut StatefulSetStatus)
 
 #[cfg(test)]
 mod tests {
+    use coxswain_api::features::Gates;
     use serde_json::json;
 
     use super::*;
@@ -242,8 +266,11 @@ mod tests {
     }
 
     fn check(replicas: i32, pods: &[Arc<SlimPod>]) -> Vec<String> {
-        let set = set(replicas);
-        let view = View::new(&set, pods, "old", "new", Timestamp::UNIX_EPOCH);
+        check_set(&set(replicas), pods)
+    }
+
+    fn check_set(set: &StatefulSet, pods: &[Arc<SlimPod>]) -> Vec<String> {
+        let view = View::new(set, pods, "old", "new", Timestamp::UNIX_EPOCH);
         plan(&view, &StatefulSetStatus::default())
             .into_iter()
             .map(|step| match step {
@@ -267,5 +294,31 @@ mod tests {
         assert_eq!(check(2, &[pod(0, "old", true), pod(1, "old", true)]), ["delete s-1"]);
         assert_eq!(check(2, &[pod(0, "old", true), pod(1, "new", true)]), ["delete s-0"]);
         assert_eq!(check(2, &[pod(0, "new", true), pod(1, "new", true)]), Vec::<String>::new());
+    }
+    #[test]
+    fn several_pods_may_be_unavailable_where_the_gate_is_open() {
+        Gates::parse(&["MaxUnavailableStatefulSet=true"]).unwrap().install();
+        let mut set = set(4);
+        let rolling = json!({"partition": 1, "maxUnavailable": "50%"});
+        set.spec.as_mut().unwrap().update_strategy =
+            Some(serde_json::from_value(json!({"type": "RollingUpdate", "rollingUpdate": rolling})).unwrap());
+        let pods = |revisions: [&str; 4]| -> Vec<Arc<SlimPod>> {
+            revisions.iter().enumerate().map(|(at, revision)| pod(at as i32, revision, true)).collect()
+        };
+        assert_eq!(check_set(&set, &pods(["old"; 4])), ["delete s-3", "delete s-2"]);
+        assert_eq!(check_set(&set, &pods(["old", "old", "new", "new"])), ["delete s-1"]);
+        assert_eq!(check_set(&set, &pods(["old", "new", "new", "new"])), Vec::<String>::new());
+        set.spec.as_mut().unwrap().pod_management_policy = Some("Parallel".into());
+        let mut one_out = pods(["old"; 4]);
+        one_out[0] = pod(0, "old", false);
+        assert_eq!(check_set(&set, &one_out), ["delete s-3"]);
+    }
+
+    #[test]
+    fn an_update_waits_until_a_pod_has_been_ready_long_enough() {
+        let mut set = set(2);
+        let spec = set.spec.as_mut().unwrap();
+        (spec.pod_management_policy, spec.min_ready_seconds) = (Some("Parallel".into()), Some(10));
+        assert_eq!(check_set(&set, &[pod(0, "old", true), pod(1, "new", true)]), Vec::<String>::new());
     }
 }

@@ -1,6 +1,7 @@
 //! DaemonSet (upstream: `pkg/registry/apps/daemonset`, `ValidateDaemonSet`).
 
 use crate::registry::core::pod_spec::{self, Options};
+use crate::registry::gated::{self, Fields};
 use crate::registry::resource::Resource;
 use crate::registry::{checks, workload};
 use crate::request::Context;
@@ -41,17 +42,19 @@ impl Resource for DaemonSets {
         set_template_generation(object, generation);
     }
 
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec/template/spec", gated::POD_SPEC)]
+    }
+
     fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
         let generation = template_generation(object).max(1);
         set_template_generation(object, generation);
-        workload::drop_disabled(object, None, "/spec/template");
     }
 
     fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, subresource: &str) {
         if subresource == "status" {
             return;
         }
-        workload::drop_disabled(object, Some(old), "/spec/template");
         let changed = object.pointer("/spec/template") != old.pointer("/spec/template");
         set_template_generation(object, template_generation(old) + i64::from(changed));
     }

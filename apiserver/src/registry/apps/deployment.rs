@@ -1,6 +1,7 @@
 //! Deployment (upstream: `pkg/registry/apps/deployment`, `ValidateDeployment`).
 
 use crate::registry::core::pod_spec::Options;
+use crate::registry::gated::{self, Fields};
 use crate::registry::resource::Resource;
 use crate::registry::{checks, workload};
 use crate::request::Context;
@@ -27,18 +28,16 @@ impl Resource for Deployments {
         workload::default_template(spec);
     }
 
-    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
-        workload::drop_disabled(object, None, "/spec/template");
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec/template/spec", gated::POD_SPEC), ("/status", gated::REPLICAS_STATUS)]
     }
 
     fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, subresource: &str) {
-        if subresource == "status" {
-            if let (Some(new), Some(old)) = (object.get_mut("metadata"), old.get("metadata")) {
-                workload::restore(new, old, "labels");
-            }
-            return;
+        if subresource == "status"
+            && let (Some(new), Some(old)) = (object.get_mut("metadata"), old.get("metadata"))
+        {
+            workload::restore(new, old, "labels");
         }
-        workload::drop_disabled(object, Some(old), "/spec/template");
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {

@@ -1,6 +1,7 @@
 //! ReplicaSet (upstream: `pkg/registry/apps/replicaset`, `ValidateReplicaSet`).
 
 use crate::registry::core::pod_spec::Options;
+use crate::registry::gated::{self, Fields};
 use crate::registry::resource::Resource;
 use crate::registry::workload;
 use crate::request::Context;
@@ -16,12 +17,8 @@ impl Resource for ReplicaSets {
         workload::default_template(spec);
     }
 
-    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
-        workload::drop_disabled(object, None, "/spec/template");
-    }
-
-    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
-        workload::drop_disabled(object, Some(old), "/spec/template");
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec/template/spec", gated::POD_SPEC), ("/status", gated::REPLICAS_STATUS)]
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {

@@ -1,6 +1,7 @@
 //! StatefulSet (upstream: `pkg/registry/apps/statefulset`, `ValidateStatefulSet`).
 
 use crate::registry::core::pod_spec::{self, Options};
+use crate::registry::gated::{self, Fields};
 use crate::registry::resource::Resource;
 use crate::registry::{checks, workload};
 use crate::request::Context;
@@ -67,12 +68,8 @@ impl Resource for StatefulSets {
         }
     }
 
-    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
-        drop_disabled(object, None);
-    }
-
-    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
-        drop_disabled(object, Some(old));
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec/template/spec", gated::POD_SPEC), ("/spec", gated::STATEFUL_SET_SPEC)]
     }
 
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
@@ -135,17 +132,6 @@ impl Resource for StatefulSets {
 
     fn has_generation(&self) -> bool {
         true
-    }
-}
-
-/// MaxUnavailableStatefulSet, and what is off in pod specs.
-fn drop_disabled(object: &mut Value, old: Option<&Value>) {
-    workload::drop_disabled(object, old, "/spec/template");
-    const LIMIT: &str = "/spec/updateStrategy/rollingUpdate/maxUnavailable";
-    if old.is_none_or(|o| o.pointer(LIMIT).is_none_or(Value::is_null))
-        && let Some(rolling) = object.pointer_mut("/spec/updateStrategy/rollingUpdate").and_then(Value::as_object_mut)
-    {
-        rolling.remove("maxUnavailable");
     }
 }
 

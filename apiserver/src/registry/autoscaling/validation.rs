@@ -3,6 +3,7 @@
 use crate::registry::checks;
 use crate::registry::core::quantities::validate_container_resource_name;
 use coxswain_api::Value;
+use coxswain_api::features::Feature;
 use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::names;
 use coxswain_api::quantity::Quantity;
@@ -25,7 +26,8 @@ pub(super) fn validate(object: &Value, old: Option<&Value>) -> ErrorList {
     let mut errors = ErrorList::new();
     let (min, max) = (spec.child("minReplicas"), spec.child("maxReplicas"));
     // Who scales to zero already goes on doing so.
-    let least = if before.as_ref().is_some_and(|b| b.child("minReplicas").opt_i64() == Some(0)) { 0 } else { 1 };
+    let was_zero = before.as_ref().is_some_and(|b| b.child("minReplicas").opt_i64() == Some(0));
+    let least = if Feature::HPAScaleToZero.enabled() || was_zero { 0 } else { 1 };
     if min.opt_i64().is_some_and(|m| m < least) {
         errors.push(Error::invalid(min.path(), min.i64(), format!("must be greater than or equal to {least}")));
     }

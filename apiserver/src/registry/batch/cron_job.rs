@@ -2,6 +2,7 @@
 
 use super::{job_spec, schedule};
 use crate::registry::core::pod_spec::Options;
+use crate::registry::gated::{self, Fields};
 use crate::registry::resource::Resource;
 use crate::registry::{checks, metadata, workload};
 use crate::request::Context;
@@ -26,12 +27,8 @@ impl Resource for CronJobs {
         job_spec::default_conditions(job);
     }
 
-    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
-        workload::drop_disabled(object, None, "/spec/jobTemplate/spec/template");
-    }
-
-    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
-        workload::drop_disabled(object, Some(old), "/spec/jobTemplate/spec/template");
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec/jobTemplate/spec/template/spec", gated::POD_SPEC)]
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {

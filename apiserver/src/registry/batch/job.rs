@@ -2,6 +2,7 @@
 
 use super::{job_spec, job_status};
 use crate::registry::core::pod_spec::Options;
+use crate::registry::gated::{self, Fields};
 use crate::registry::resource::{MetadataChecks, Propagation, Resource};
 use crate::registry::{checks, metadata, workload};
 use crate::request::Context;
@@ -38,16 +39,15 @@ impl Resource for Jobs {
         default_labels(object);
     }
 
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec/template/spec", gated::POD_SPEC)]
+    }
+
     fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
         if object.pointer("/spec/manualSelector").and_then(Value::as_bool) != Some(true) {
             generate_selector(object);
         }
-        workload::drop_disabled(object, None, "/spec/template");
         default_labels(object);
-    }
-
-    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
-        workload::drop_disabled(object, Some(old), "/spec/template");
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {

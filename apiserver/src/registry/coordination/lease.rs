@@ -3,6 +3,7 @@
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
 use coxswain_api::Value;
+use coxswain_api::features::Feature;
 use coxswain_api::field::{Error, ErrorList, View};
 
 pub struct Leases;
@@ -46,8 +47,11 @@ impl Resource for Leases {
     }
 }
 
-/// Fields of coordinated leader election, which is off by default.
+/// Fields of coordinated leader election. Upstream does not ask whether they were used before.
 fn drop_disabled(object: &mut Value) {
+    if Feature::CoordinatedLeaderElection.enabled() {
+        return;
+    }
     if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
         spec.remove("strategy");
         spec.remove("preferredHolder");

@@ -2,6 +2,7 @@
 
 use super::quantities::validate_quantity;
 use crate::registry::checks::NOT_POSITIVE;
+use crate::registry::gated::{self, Fields};
 use crate::registry::internal::{NODE_ADDRESS, dump};
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
@@ -36,6 +37,10 @@ impl Resource for Nodes {
             (true, false) => spec.insert("podCIDR".into(), first.into()),
             _ => None,
         };
+    }
+
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/status", gated::NODE_STATUS)]
     }
 
     fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {

@@ -5,6 +5,7 @@ use crate::registry::checks;
 use crate::registry::internal::{unified, volumes as volume_shape};
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
+use coxswain_api::features::Feature;
 use coxswain_api::field::{Error, ErrorList, Path, View};
 use coxswain_api::quantity::Quantity;
 use coxswain_api::{Value, json, names};
@@ -111,8 +112,8 @@ fn is_claim_or_snapshot(source: &View<'_>) -> bool {
 fn drop_data_sources(object: &mut Value, old: Option<&Value>) {
     let given = |object: &Value, field: &str| object.pointer(&format!("/spec/{field}")).is_some_and(|v| !v.is_null());
     let used = |field: &str| old.is_some_and(|old| given(old, field));
-    // CrossNamespaceVolumeDataSource
-    let elsewhere = !View::root(object).child("spec").child("dataSourceRef").child("namespace").is_empty();
+    let elsewhere = !Feature::CrossNamespaceVolumeDataSource.enabled()
+        && !View::root(object).child("spec").child("dataSourceRef").child("namespace").is_empty();
     let is_source = is_claim_or_snapshot(&View::root(object).child("spec").child("dataSource"));
     let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
     if elsewhere && !used("dataSourceRef") {

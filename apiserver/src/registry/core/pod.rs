@@ -4,12 +4,14 @@ mod qos;
 mod status;
 mod update;
 
-pub use qos::qos_class;
+pub use crate::registry::gated::{self, Fields};
+use qos::qos_class;
 
 use super::pod_spec::{self, Options};
 use crate::registry::metadata;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
+use coxswain_api::features::Feature;
 use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::{Map, Value, json, names, time};
 
@@ -21,15 +23,16 @@ impl Resource for Pods {
         status::agree_on_addresses(object);
     }
 
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec", gated::POD_SPEC), ("/status", gated::POD_STATUS)]
+    }
+
     fn prepare_for_create(&self, ctx: &Context, object: &mut Value) {
         if View::root(object).child("spec").child("terminationGracePeriodSeconds").i64() < 0 {
             object["spec"]["terminationGracePeriodSeconds"] = 1.into();
         }
         let class = qos_class(object);
         object["status"] = json!({"phase": "Pending", "qosClass": class});
-        if let Some(spec) = object.get_mut("spec") {
-            pod_spec::drop_disabled_fields(spec, None);
-        }
         if !View::root(object).child("spec").child("schedulingGates").is_empty() {
             object["status"]["conditions"] = json!([{
                 "type": "PodScheduled",
@@ -54,9 +57,6 @@ impl Resource for Pods {
             }
             "resize" => update::keep_resources_only(object, old),
             _ => {}
-        }
-        if let Some(spec) = object.get_mut("spec") {
-            pod_spec::drop_disabled_fields(spec, old.get("spec"));
         }
     }
 
@@ -252,6 +252,11 @@ fn merge_label_keys(pod: &mut Value) {
                 }
             }
         }
+    }
+    if !Feature::MatchLabelKeysInPodTopologySpread.enabled()
+        || !Feature::MatchLabelKeysInPodTopologySpreadSelectorMerge.enabled()
+    {
+        return;
     }
     let constraints = pod.pointer_mut("/spec/topologySpreadConstraints").and_then(Value::as_array_mut);
     for constraint in constraints.into_iter().flatten() {

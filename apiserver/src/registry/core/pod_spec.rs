@@ -5,7 +5,6 @@ mod affinity;
 mod claims;
 mod containers;
 pub mod defaults;
-mod drop;
 mod environment;
 mod handlers;
 mod image;
@@ -22,7 +21,6 @@ mod warnings;
 pub use affinity::{node_selector, node_selector_term, tolerations};
 pub use claims::{ClaimLeniency, access_modes, class_name, only_labels_and_annotations, persistent_volume_claim_spec};
 pub use containers::image_whitespace;
-pub use drop::drop_disabled_fields;
 pub use resources::aggregate_requests;
 pub use security::{
     APP_ARMOR_ANNOTATION, MIRROR_ANNOTATION, app_armor_of_annotation, app_armor_profile, has_deletion_cost,
@@ -52,6 +50,7 @@ pub struct Options {
     pub allow_devices_with_own_users: bool,
     pub allow_restarting_init_containers: bool,
     pub allow_any_selinux_change_policy: bool,
+    pub allow_comparing_tolerations: bool,
 }
 
 impl Options {
@@ -62,6 +61,9 @@ impl Options {
         // Whatever policy there was, it may be changed for any other.
         let context = old.child("spec").child("securityContext");
         options.allow_any_selinux_change_policy = context.child("seLinuxChangePolicy").exists();
+        let tolerations = old.child("spec").child("tolerations");
+        options.allow_comparing_tolerations =
+            tolerations.items().any(|t| matches!(t.child("operator").str(), "Lt" | "Gt"));
         // Each leniency is granted where the old object needs it: it is what makes the difference.
         let wrong = |options: &Options| -> usize {
             let mut errors = ErrorList::new();

@@ -1,6 +1,7 @@
 //! PodTemplate (upstream: `pkg/registry/core/podtemplate`, `ValidatePodTemplate`).
 
 use super::pod_spec::{self, Options};
+use crate::registry::gated::{self, Fields};
 use crate::registry::resource::Resource;
 use crate::registry::workload;
 use crate::request::Context;
@@ -14,12 +15,8 @@ impl Resource for PodTemplates {
         workload::default_template(object);
     }
 
-    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
-        workload::drop_disabled(object, None, "/template");
-    }
-
-    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
-        workload::drop_disabled(object, Some(old), "/template");
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/template/spec", gated::POD_SPEC)]
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {

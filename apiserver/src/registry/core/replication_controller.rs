@@ -1,6 +1,7 @@
 //! ReplicationController (upstream: `pkg/registry/core/replicationcontroller`, `ValidateReplicationController`).
 
 use super::pod_spec;
+use crate::registry::gated::{self, Fields};
 use crate::registry::resource::{MetadataChecks, Propagation, Resource};
 use crate::registry::{checks, metadata, workload};
 use crate::request::Context;
@@ -31,12 +32,8 @@ impl Resource for ReplicationControllers {
         }
     }
 
-    fn prepare_for_create(&self, _ctx: &Context, object: &mut Value) {
-        workload::drop_disabled(object, None, "/spec/template");
-    }
-
-    fn prepare_for_update(&self, _ctx: &Context, object: &mut Value, old: &Value, _subresource: &str) {
-        workload::drop_disabled(object, Some(old), "/spec/template");
+    fn gated_fields(&self) -> &'static [(&'static str, Fields)] {
+        &[("/spec/template/spec", gated::POD_SPEC)]
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {

@@ -64,7 +64,7 @@ pub(super) fn validate(new: &View<'_>, old: &View<'_>, options: &Options, errors
     if !deadline(&spec.child("activeDeadlineSeconds"), &before.child("activeDeadlineSeconds"), errors) {
         return;
     }
-    added_tolerations(&spec.child("tolerations"), &before.child("tolerations"), errors);
+    added_tolerations(&spec.child("tolerations"), &before.child("tolerations"), options, errors);
     removed_gates(&spec.child("schedulingGates"), &before.child("schedulingGates"), errors);
 
     // What may change is set back; whatever still differs may not.
@@ -115,7 +115,7 @@ fn deadline(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) -> bool {
     }
 }
 
-fn added_tolerations(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {
+fn added_tolerations(new: &View<'_>, old: &View<'_>, options: &Options, errors: &mut ErrorList) {
     let without_seconds = |toleration: &View<'_>| {
         let mut toleration = owned(toleration);
         put(&mut toleration, "tolerationSeconds", None);
@@ -127,7 +127,7 @@ fn added_tolerations(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {
         errors.push(Error::forbidden(new.path(), why));
         return;
     }
-    pod_spec::tolerations(new, errors);
+    pod_spec::tolerations(new, options.allow_comparing_tolerations, errors);
 }
 
 fn removed_gates(new: &View<'_>, old: &View<'_>, errors: &mut ErrorList) {

@@ -3,7 +3,8 @@
 
 use super::Options;
 use crate::registry::checks::{self, SelectorLeniency};
-use coxswain_api::field::{Error, ErrorList, View};
+use coxswain_api::features::Feature;
+use coxswain_api::field::{Error, ErrorList, View, go_quote};
 use coxswain_api::names;
 use std::collections::BTreeSet;
 
@@ -218,8 +219,8 @@ fn spread_label_keys(constraint: &View<'_>, errors: &mut ErrorList) {
     }
 }
 
-/// Tolerations (upstream: `ValidateTolerations`).
-pub fn tolerations(tolerations: &View<'_>, errors: &mut ErrorList) {
+/// Tolerations (upstream: `ValidateTolerations`). `comparing`: some that compare numbers are there already.
+pub fn tolerations(tolerations: &View<'_>, comparing: bool, errors: &mut ErrorList) {
     for toleration in tolerations.items() {
         let field = |name| toleration.child(name);
         let (key, operator, value, effect) = (field("key"), field("operator"), field("value"), field("effect"));
@@ -246,7 +247,9 @@ pub fn tolerations(tolerations: &View<'_>, errors: &mut ErrorList) {
                     errors.push(Error::invalid(operator.path(), value.str(), why));
                 }
             }
-            // TaintTolerationComparisonOperators
+            "Lt" | "Gt" if comparing || Feature::TaintTolerationComparisonOperators.enabled() => {
+                decimal_integer(&value, errors);
+            }
             other @ ("Lt" | "Gt") => {
                 errors.push(Error::not_supported(operator.path(), other, &["Equal", "Exists", "Lt", "Gt"]));
             }
@@ -255,5 +258,26 @@ pub fn tolerations(tolerations: &View<'_>, errors: &mut ErrorList) {
         if !effect.str().is_empty() {
             checks::supported_value(&effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
         }
+    }
+}
+
+const DECIMAL: &str = "must be a valid decimal integer in canonical form";
+
+/// A whole number in its shortest form that fits 64 bits.
+fn decimal_integer(value: &View<'_>, errors: &mut ErrorList) {
+    let text = value.str();
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let canonical = text == "0" || digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
+    if text.is_empty() {
+        errors.push(Error::invalid(value.path(), text, "must be non-empty"));
+    } else if !canonical || digits.is_empty() {
+        errors.push(Error::invalid(value.path(), text, DECIMAL));
+    }
+    if let Err(error) = text.parse::<i64>() {
+        use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+        let why =
+            if matches!(error.kind(), PosOverflow | NegOverflow) { "value out of range" } else { "invalid syntax" };
+        let why = format!("strconv.ParseInt: parsing {}: {why}", go_quote(text));
+        errors.push(Error::invalid(value.path(), text, why));
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct Pod<'a> {
     pub claims: &'a BTreeSet<&'a str>,
     pub grace_period: Option<i64>,
     pub restart_policy: &'a str,
+    /// The operating system, if the pod says which.
+    pub os: &'a str,
     /// The pod shares the users of its host.
     pub host_users: bool,
     pub options: &'a Options,
@@ -45,7 +47,7 @@ pub(super) fn containers(list: &View<'_>, pod: &Pod<'_>, errors: &mut ErrorList)
 
 /// What only containers that keep running may have.
 fn running(container: &View<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
-    lifecycle(&container.child("lifecycle"), pod.grace_period, errors);
+    lifecycle(&container.child("lifecycle"), pod.grace_period, pod.os, errors);
     probe(&container.child("livenessProbe"), ProbeKind::Liveness, pod.grace_period, errors);
     probe(&container.child("readinessProbe"), ProbeKind::Readiness, pod.grace_period, errors);
     probe(&container.child("startupProbe"), ProbeKind::Startup, pod.grace_period, errors);

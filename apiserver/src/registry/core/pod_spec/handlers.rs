@@ -37,14 +37,37 @@ pub(super) fn probe(probe: &View<'_>, kind: ProbeKind, grace_period: Option<i64>
     }
 }
 
-pub(super) fn lifecycle(lifecycle: &View<'_>, grace_period: Option<i64>, errors: &mut ErrorList) {
+pub(super) fn lifecycle(lifecycle: &View<'_>, grace_period: Option<i64>, os: &str, errors: &mut ErrorList) {
     for hook in ["postStart", "preStop"] {
         let hook = lifecycle.child(hook);
         if hook.exists() {
             handler(&hook, grace_period, errors);
         }
     }
+    let signal = lifecycle.child("stopSignal");
+    match os {
+        _ if !signal.exists() => {}
+        "" => {
+            let why = "may not be set for containers with empty `spec.os.name`";
+            errors.push(Error::forbidden(signal.path(), why));
+        }
+        "windows" => checks::supported_value(&signal, &["SIGKILL", "SIGTERM"], errors),
+        "linux" => checks::supported_value(&signal, STOP_SIGNALS, errors),
+        _ => {}
+    }
 }
+
+/// The signals that may stop a container on Linux, sorted.
+#[rustfmt::skip]
+const STOP_SIGNALS: &[&str] = &[
+    "SIGABRT", "SIGALRM", "SIGBUS", "SIGCHLD", "SIGCLD", "SIGCONT", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGIO", "SIGIOT",
+    "SIGKILL", "SIGPIPE", "SIGPOLL", "SIGPROF", "SIGPWR", "SIGQUIT", "SIGRTMAX", "SIGRTMAX-1", "SIGRTMAX-10", "SIGRTMAX-11",
+    "SIGRTMAX-12", "SIGRTMAX-13", "SIGRTMAX-14", "SIGRTMAX-2", "SIGRTMAX-3", "SIGRTMAX-4", "SIGRTMAX-5", "SIGRTMAX-6",
+    "SIGRTMAX-7", "SIGRTMAX-8", "SIGRTMAX-9", "SIGRTMIN", "SIGRTMIN+1", "SIGRTMIN+10", "SIGRTMIN+11", "SIGRTMIN+12",
+    "SIGRTMIN+13", "SIGRTMIN+14", "SIGRTMIN+15", "SIGRTMIN+2", "SIGRTMIN+3", "SIGRTMIN+4", "SIGRTMIN+5", "SIGRTMIN+6",
+    "SIGRTMIN+7", "SIGRTMIN+8", "SIGRTMIN+9", "SIGSEGV", "SIGSTKFLT", "SIGSTOP", "SIGSYS", "SIGTERM", "SIGTRAP", "SIGTSTP",
+    "SIGTTIN", "SIGTTOU", "SIGURG", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGWINCH", "SIGXCPU", "SIGXFSZ",
+];
 
 /// Exactly one way to act.
 fn handler(handler: &View<'_>, grace_period: Option<i64>, errors: &mut ErrorList) {

@@ -2,6 +2,7 @@
 
 use super::Options;
 use super::volumes::{downward_file, file_mode, key_to_path, need};
+use crate::registry::certificates::check_signer_name;
 use crate::registry::checks;
 use coxswain_api::field::{Error, ErrorList, Path, View};
 use std::collections::BTreeSet;
@@ -62,6 +63,11 @@ pub(super) fn projected(source: &View<'_>, options: &Options, errors: &mut Error
             count += 1;
             trust_bundle(&bundle, at, &mut paths, errors);
         }
+        let certificate = projection.child("podCertificate");
+        if certificate.exists() {
+            count += 1;
+            pod_certificate(&certificate, at, &mut paths, errors);
+        }
         if count > 1 {
             errors.push(Error::forbidden(projection.path(), "may not specify more than 1 volume type per source"));
         }
@@ -99,5 +105,49 @@ fn trust_bundle<'a>(bundle: &View<'a>, at: &Path, paths: &mut BTreeSet<&'a str>,
     checks::local_path(&path, path.path(), errors);
     if !paths.insert(path.str()) {
         errors.push(Error::invalid(at, path.str(), "conflicting duplicate paths"));
+    }
+}
+
+const KEY_TYPES: &[&str] = &["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
+const DAY_SECONDS: i64 = 24 * 60 * 60;
+
+fn pod_certificate<'a>(certificate: &View<'a>, at: &Path, paths: &mut BTreeSet<&'a str>, errors: &mut ErrorList) {
+    let signer = certificate.child("signerName");
+    check_signer_name(&signer, errors);
+    let annotations = certificate.child("userAnnotations");
+    checks::user_annotations(&annotations, errors);
+    let key_type = certificate.child("keyType");
+    if !KEY_TYPES.contains(&key_type.str()) {
+        errors.push(Error::not_supported(key_type.path(), key_type.str(), KEY_TYPES));
+    }
+    let seconds = certificate.child("maxExpirationSeconds");
+    if seconds.exists() {
+        let domain = signer.str().split('/').next().unwrap_or_default();
+        let kubernetes = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
+        let most = if kubernetes { DAY_SECONDS } else { 91 * DAY_SECONDS };
+        if seconds.i64() < 3600 {
+            let why = "if provided, maxExpirationSeconds must be >= 3600";
+            errors.push(Error::invalid(seconds.path(), seconds.i64(), why));
+        }
+        if seconds.i64() > most {
+            let why = format!("if provided, maxExpirationSeconds must be <= {most}");
+            errors.push(Error::invalid(seconds.path(), seconds.i64(), why));
+        }
+    }
+    let mut named = false;
+    for field in ["credentialBundlePath", "keyPath", "certificateChainPath"] {
+        let path = certificate.child(field);
+        if path.str().is_empty() {
+            continue;
+        }
+        named = true;
+        checks::local_path(&path, path.path(), errors);
+        if !paths.insert(path.str()) {
+            errors.push(Error::invalid(at, path.str(), "conflicting duplicate paths"));
+        }
+    }
+    if !named {
+        let why = "specify at least one of credentialBundlePath, keyPath, and certificateChainPath";
+        errors.push(Error::required(certificate.path(), why));
     }
 }

@@ -28,6 +28,7 @@ pub fn validate(spec: &View<'_>, pod_name: Option<&str>, options: &Options, erro
         claims: &claims,
         grace_period: grace.opt_i64(),
         restart_policy: spec.child("restartPolicy").str(),
+        os: spec.child("os").child("name").str(),
         host_users: spec.child("hostUsers").opt_bool() != Some(false),
         options,
     };
@@ -69,7 +70,7 @@ pub fn validate(spec: &View<'_>, pod_name: Option<&str>, options: &Options, erro
             checks::dns_label(&value, errors);
         }
     }
-    affinity::tolerations(&spec.child("tolerations"), errors);
+    affinity::tolerations(&spec.child("tolerations"), options.allow_comparing_tolerations, errors);
     host_aliases(&spec.child("hostAliases"), errors);
     if let Some(class) = optional("priorityClassName") {
         checks::dns_subdomain(&class, errors);
@@ -84,6 +85,15 @@ pub fn validate(spec: &View<'_>, pod_name: Option<&str>, options: &Options, erro
     }
     resources::validate_overhead(&spec.child("overhead"), options, errors);
     os::validate(spec, errors);
+    let group = spec.child("schedulingGroup");
+    if group.exists() {
+        let name = group.child("podGroupName");
+        if name.exists() {
+            checks::dns_subdomain(&name, errors);
+        } else {
+            errors.push(Error::invalid(name.path(), &name, "must specify one of: `podGroupName`"));
+        }
+    }
     environment::file_volumes(spec, errors);
 }
 
