@@ -6,6 +6,7 @@
 //! ```
 
 mod component_status;
+mod debug;
 pub mod documents;
 pub mod request_info;
 pub mod route;
@@ -81,6 +82,8 @@ pub struct Front {
     /// How likely it is that a client over HTTP/2 is asked to connect anew after a request.
     pub goaway_chance: f64,
     pub flags: Vec<(String, String)>,
+    /// Whether profiles of this process are served, and the level of its log.
+    pub profiling: bool,
     /// The address and port under which clients find this server.
     pub public_address: String,
     /// True once the server is to stop; watches end then.
@@ -319,7 +322,7 @@ fn too_many_requests(refused: &Refused, uids: Option<[HeaderValue; 2]>) -> Answe
 /// Requests without an end in sight: neither bounded in time nor counted (upstream: `BasicLongRunningRequestCheck`).
 fn is_long_running(info: &RequestInfo, query: &Query) -> bool {
     if !info.is_resource {
-        return false;
+        return info.path.starts_with("/debug/pprof/");
     }
     let follows = info.subresource == "log" && query.first("follow").is_some_and(|f| f == "true" || f == "1");
     info.verb == "watch" || is_proxied(info) || follows || info.subresource == "log"
@@ -392,9 +395,9 @@ fn compressed(answer: Answer) -> Answer {
     use flate2::write::GzEncoder;
     use futures::StreamExt;
     use std::io::Write;
-    let is_watch = matches!(answer.body(), Body::Stream(_)) && answer.extensions().get::<NotCompressed>().is_some();
+    let as_it_is = answer.extensions().get::<NotCompressed>().is_some();
     let small = matches!(answer.body(), Body::Full(b) if b.len() < GZIP_MIN) || matches!(answer.body(), Body::Empty);
-    if is_watch || small || answer.headers().contains_key(http::header::CONTENT_ENCODING) {
+    if as_it_is || small || answer.headers().contains_key(http::header::CONTENT_ENCODING) {
         return answer;
     }
     let (mut parts, body) = answer.into_parts();
@@ -434,6 +437,6 @@ fn compressed(answer: Answer) -> Answer {
     Answer::from_parts(parts, body)
 }
 
-/// Marks an answer whose stream must reach the client piece by piece.
+/// Marks an answer that is not to be compressed: a stream that must reach the client piece by piece, or what is compressed already.
 #[derive(Clone, Copy)]
 pub struct NotCompressed;

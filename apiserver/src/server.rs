@@ -78,6 +78,8 @@ pub struct Config {
     pub goaway_chance: f64,
     /// Every flag with its value, for `/flagz`.
     pub flags: Vec<(String, String)>,
+    /// `--profiling`
+    pub profiling: bool,
     pub kubelet: KubeletConfig,
     pub endpoint_reconciler: EndpointReconciler,
     /// The name of this host, by which the server is known among those of the cluster; none to be no one.
@@ -107,6 +109,7 @@ impl Default for Config {
             elsewhere: Vec::new(),
             goaway_chance: 0.0,
             flags: Vec::new(),
+            profiling: true,
             kubelet: KubeletConfig::default(),
             endpoint_reconciler: EndpointReconciler::Lease,
             hostname: None,
@@ -220,6 +223,7 @@ impl Server {
             request_timeout: config.request_timeout,
             goaway_chance: config.goaway_chance,
             flags: config.flags.clone(),
+            profiling: config.profiling,
             public_address,
             shutdown,
         });

@@ -1,4 +1,4 @@
-//! The HTTPS port of a component that runs alone: health, metrics and configuration, for whoever the API server allows (upstream:
+//! The HTTPS port of a component that runs alone: health, metrics, configuration and profiles, for whoever the API server allows (upstream:
 //! the `SecureServing`, `Authentication` and `Authorization` options of `apiserver/pkg/server/options`).
 //!
 //! Paths of `--authorization-always-allow-paths` are open to everybody, so that probes need no credential.
@@ -10,8 +10,10 @@ use coxswain_client::Client;
 use coxswain_client::delegated::{Attributes, Delegated, Peer, verb};
 use coxswain_client::k8s_openapi::api::core::v1::ConfigMap;
 use coxswain_client::kube::Api;
+use coxswain_profiling::routes::{self, Asked};
 use http::{Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
@@ -33,11 +35,14 @@ use tokio_util::sync::CancellationToken;
 /// Connections at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
 const HANDSHAKE_SECONDS_MAX: u64 = 10;
+const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// What a component shows of itself.
 pub struct Served {
     /// The name of its configuration in `/configz`, and the configuration.
     pub configz: (&'static str, Value),
+    /// Whether profiles of this process are served, and the level of its log.
+    pub profiling: bool,
 }
 
 struct Port {
@@ -87,7 +92,7 @@ pub async fn start(flags: &Flags, client: &Client, served: Served, shutdown: Can
     let address = SocketAddr::new(bind, port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("failed to create listener: {address}"))?;
     let port = Arc::new(Port { served, delegated: Some(delegated), open_paths, started: SystemTime::now() });
-    tracing::info!(%address, "serving health, metrics and configuration");
+    tracing::info!(%address, "serving health, metrics, configuration and profiles");
     tokio::spawn(accept(listener, tls, port, shutdown));
     Ok(())
 }
@@ -177,7 +182,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, port: Arc<Port>, shutdo
             let peer = certificates.and_then(|chain| Peer::of_certificate(chain.first()?));
             let service = service_fn(move |request| {
                 let (port, peer) = (port.clone(), peer.clone());
-                async move { Ok::<_, Infallible>(port.answer(&request, peer).await) }
+                async move { Ok::<_, Infallible>(port.answer(request, peer).await) }
             });
             let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             tokio::select! {
@@ -196,9 +201,28 @@ fn text(status: StatusCode, body: impl Into<String>) -> Response<Full<Bytes>> {
     response
 }
 
+fn not_found() -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::NOT_FOUND, "404 page not found\n");
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    response
+}
+
+async fn debug(request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (parts, body) = request.into_parts();
+    let body = async {
+        let collected = Limited::new(body, BODY_BYTES_MAX).collect().await;
+        collected.map(|body| body.to_bytes()).map_err(|error| error.to_string())
+    };
+    let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
+    match routes::answer(Asked { method: &parts.method, path, query, body }).await {
+        Some(answer) => answer.map(Full::new),
+        None => not_found(),
+    }
+}
+
 impl Port {
-    async fn answer<B>(&self, request: &Request<B>, peer: Option<Peer>) -> Response<Full<Bytes>> {
-        if let Err(refusal) = self.admit(request, peer).await {
+    async fn answer(&self, request: Request<Incoming>, peer: Option<Peer>) -> Response<Full<Bytes>> {
+        if let Err(refusal) = self.admit(&request, peer).await {
             return refusal;
         }
         match request.uri().path().trim_end_matches('/') {
@@ -216,7 +240,8 @@ impl Port {
                 response.headers_mut().insert(header::CONTENT_TYPE, kind);
                 response
             }
-            _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+            path if self.served.profiling && path.starts_with("/debug") => debug(request).await,
+            _ => not_found(),
         }
     }
 

@@ -11,16 +11,18 @@ fn root() -> PathBuf {
 /// Which of our crates each crate may use. Tests of a crate obey the same rule.
 fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     const COMPONENT: &[&str] = &["api", "client"];
+    const WITH_PROFILES: &[&str] = &["api", "client", "profiling"];
     BTreeMap::from([
         ("api", &[][..]),
         ("storage", &["testing"][..]),
         ("cel", &["api"][..]),
-        ("apiserver", &["api", "cel", "storage", "testing"][..]),
+        ("profiling", &[][..]),
+        ("apiserver", &["api", "cel", "profiling", "storage", "testing"][..]),
         ("client", &["api"][..]),
         ("scheduler", COMPONENT),
         ("controllers", COMPONENT),
         ("cloud", COMPONENT),
-        ("kubelet", COMPONENT),
+        ("kubelet", WITH_PROFILES),
         ("proxy", COMPONENT),
         ("conformance", &["client", "testing"][..]),
         ("bench", &["client", "storage"][..]),
@@ -28,7 +30,18 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("testapp", &[][..]),
         (
             "coxswain",
-            &["api", "storage", "apiserver", "client", "scheduler", "controllers", "cloud", "kubelet", "proxy"][..],
+            &[
+                "api",
+                "storage",
+                "apiserver",
+                "client",
+                "scheduler",
+                "controllers",
+                "cloud",
+                "kubelet",
+                "profiling",
+                "proxy",
+            ][..],
         ),
         ("fuzz", &["api", "apiserver", "kubelet", "storage"][..]),
     ])

@@ -139,7 +139,7 @@ impl<'de> Deserialize<'de> for GoDuration {
 type Reserved = BTreeMap<String, String>;
 
 /// The configuration file, field by field, unknown fields refused. Fields whose subject is not part of Coxswain's kubelet (such as
-/// profiling handlers or Windows) are accepted and shown by `/configz`, but have no effect.
+/// contention profiles or Windows) are accepted and shown by `/configz`, but have no effect.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct KubeletConfiguration {

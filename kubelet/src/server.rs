@@ -4,6 +4,7 @@
 mod auth;
 mod channels;
 mod container_logs;
+mod debug;
 #[doc(hidden)]
 pub mod fuzzing;
 mod metrics;
@@ -125,7 +126,13 @@ pub(crate) fn text(status: StatusCode, text: impl Into<String>) -> Response<Body
 
 /// An error as Go's `http.Error` writes it, with a newline.
 pub(crate) fn error(status: StatusCode, message: impl std::fmt::Display) -> Response<Body> {
-    text(status, format!("{message}\n"))
+    let mut response = text(status, format!("{message}\n"));
+    response.headers_mut().insert("x-content-type-options", http::HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn not_found() -> Response<Body> {
+    error(StatusCode::NOT_FOUND, "404 page not found")
 }
 
 fn json(value: &impl serde::Serialize) -> Response<Body> {
@@ -208,12 +215,16 @@ async fn answer(
     let parts: Vec<String> = path.trim_matches('/').split('/').map(percent_decode).collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let get = request.method() == Method::GET;
-    let debugging = kubelet.config.settings.enable_debugging_handlers;
+    let settings = &kubelet.config.settings;
+    let debugging = settings.enable_debugging_handlers;
+    if let Some(refusal) = debug::disabled(settings, &path) {
+        return refusal;
+    }
     match parts.as_slice() {
         ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] => text(StatusCode::OK, "ok"),
         ["pods"] if get => pods(&kubelet),
         ["runningpods"] if get && debugging => running_pods(&kubelet),
-        ["configz"] if get => json(&HashMap::from([("kubeletconfig", &kubelet.config.settings)])),
+        ["configz"] if get => json(&HashMap::from([("kubeletconfig", settings)])),
         ["stats", "summary"] => json(&stats::summary(&kubelet, query.flag("only_cpu_and_memory")).await),
         ["metrics"] if get => metrics::own(&kubelet),
         ["metrics", "resource"] if get => metrics::resource(&kubelet).await,
@@ -234,7 +245,11 @@ async fn answer(
         ["portForward", namespace, pod] | ["portForward", namespace, pod, _] if debugging => {
             port_forward::answer(&kubelet, namespace, pod, &query, request).await
         }
-        _ => error(StatusCode::NOT_FOUND, "404 page not found"),
+        ["debug", ..] if debugging => match debug::answer(settings, request).await {
+            Some(answer) => answer,
+            None => not_found(),
+        },
+        _ => not_found(),
     }
 }
 

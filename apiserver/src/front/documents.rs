@@ -29,6 +29,7 @@ impl Front {
                 let one = trimmed.strip_prefix(endpoint).unwrap_or_default().trim_start_matches('/');
                 self.health.serve(endpoint, one, query).await
             }
+            ["debug", ..] => Box::pin(self.debug(incoming)).await,
             ["flagz"] => self.flagz(&incoming.headers),
             ["statusz"] => self.statusz(&incoming.headers),
             ["version"] => self.reads(&incoming, crate::version::info),

@@ -31,7 +31,8 @@ pub async fn run(flags: &Flags) -> Result<()> {
     let shutdown = on_signal()?;
     let shown = json!({"Generic": {"Controllers": config.controllers},
         "KubeCloudShared": {"ClusterName": config.cluster_name, "CloudProvider": {"Name": PROVIDER}}});
-    let served = Served { configz: ("cloudcontrollermanager.config.k8s.io", shown) };
+    let served =
+        Served { configz: ("cloudcontrollermanager.config.k8s.io", shown), profiling: flags.bool("profiling")? };
     secure_port::start(flags, &client, served, shutdown.clone()).await?;
     flags.warn_without_meaning();
     coxswain_cloud::run(config, Arc::new(provider), client, shutdown).await.context("cloud-controller-manager")

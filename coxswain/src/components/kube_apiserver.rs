@@ -90,6 +90,7 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16) -> Result<Config> {
         bail!("--goaway-chance can not be less than 0 or greater than 0.02");
     }
     config.flags = flags.all();
+    config.profiling = flags.bool("profiling")?;
     config.requests_in_flight_max = flags.parsed("max-requests-inflight")?.unwrap_or(400);
     config.mutating_requests_in_flight_max = flags.parsed("max-mutating-requests-inflight")?.unwrap_or(200);
     config.priority_and_fairness = flags.bool("enable-priority-and-fairness")?;

@@ -24,7 +24,8 @@ pub async fn run(flags: &Flags) -> Result<()> {
             "LeaderElection": {"LeaderElect": config.leader_election.is_some()}},
         "KubeCloudShared": {"AllocateNodeCIDRs": config.allocate_node_cidrs,
             "UseServiceAccountCredentials": identities.is_some()}});
-    let served = Served { configz: ("kubecontrollermanager.config.k8s.io", shown) };
+    let served =
+        Served { configz: ("kubecontrollermanager.config.k8s.io", shown), profiling: flags.bool("profiling")? };
     secure_port::start(flags, &client, served, shutdown.clone()).await?;
     flags.warn_without_meaning();
     coxswain_controllers::run(config, client, identities, shutdown).await.context("kube-controller-manager")

@@ -11,9 +11,12 @@ use std::path::Path;
 
 pub async fn run(flags: &Flags) -> Result<()> {
     let (mut config, mut client) = (Config::default(), None);
+    let mut profiling = flags.bool("profiling")?;
     if let Some(path) = flags.path("config") {
         let file: Value =
             serde_yaml_ng::from_slice(&read(&path)?).with_context(|| format!("couldn't decode {}", path.display()))?;
+        // As with the leader: the flag counts without a file only.
+        profiling = file["enableProfiling"].as_bool().unwrap_or(true);
         config = Config::from_value(&file).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
         if let Some(kubeconfig) = file["clientConnection"]["kubeconfig"].as_str().filter(|k| !k.is_empty()) {
             client = Some(coxswain_client::connect::from_kubeconfig(Path::new(kubeconfig))?);
@@ -29,11 +32,13 @@ pub async fn run(flags: &Flags) -> Result<()> {
     }
     let shutdown = on_signal()?;
     let shown = json!({"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
+        "enableProfiling": profiling,
         "leaderElection": {"leaderElect": config.leader_election.is_some()},
         "percentageOfNodesToScore": config.percentage_of_nodes_to_score,
         "podInitialBackoffSeconds": config.initial_backoff.as_secs(), "podMaxBackoffSeconds": config.backoff_max.as_secs(),
         "profiles": config.profiles.iter().map(|p| json!({"schedulerName": p.scheduler_name})).collect::<Vec<_>>()});
-    secure_port::start(flags, &client, Served { configz: ("componentconfig", shown) }, shutdown.clone()).await?;
+    let served = Served { configz: ("componentconfig", shown), profiling };
+    secure_port::start(flags, &client, served, shutdown.clone()).await?;
     flags.warn_without_meaning();
     coxswain_scheduler::run(config, client, shutdown).await.context("kube-scheduler")
 }
