@@ -50,18 +50,12 @@ impl Peer {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Attributes {
     /// A verb on a node's subresource, which is what the paths of a kubelet stand for.
-    Node {
-        verb: &'static str,
-        name: String,
-        subresource: String,
-    },
-    Path {
-        verb: &'static str,
-        path: String,
-    },
+    Node { verb: &'static str, name: String, subresource: String },
+    /// A path by itself, whose verb is the method in small letters.
+    Path { verb: String, path: String },
 }
 
-/// The verb of a method, as authorizers know it for paths and subresources.
+/// The verb of a method, as authorizers know it for subresources.
 pub fn verb(method: &http::Method) -> &'static str {
     match method.as_str() {
         "POST" => "create",
@@ -138,7 +132,7 @@ impl Delegated {
             }
             Attributes::Path { verb, path } => {
                 spec.non_resource_attributes =
-                    Some(NonResourceAttributes { verb: Some((*verb).to_owned()), path: Some(path.clone()) });
+                    Some(NonResourceAttributes { verb: Some(verb.clone()), path: Some(path.clone()) });
             }
         }
         let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
@@ -199,7 +193,7 @@ mod tests {
         assert_eq!((jane.name.as_str(), delegated.peer_of_token("good").await), ("jane", Some(jane.clone())));
         assert_eq!(delegated.peer_of_token("bad").await, None);
         assert_eq!(asked.load(Ordering::SeqCst), 2);
-        let get = |path: &str| Attributes::Path { verb: "get", path: path.to_owned() };
+        let get = |path: &str| Attributes::Path { verb: "get".to_owned(), path: path.to_owned() };
         for _ in 0..2 {
             assert!(delegated.allows(&jane, get("/metrics")).await.unwrap());
             assert!(!delegated.allows(&jane, get("/configz")).await.unwrap());

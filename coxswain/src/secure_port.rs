@@ -7,13 +7,13 @@ use crate::flags::Flags;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use coxswain_client::Client;
-use coxswain_client::delegated::{Attributes, Delegated, Peer, verb};
+use coxswain_client::delegated::{Attributes, Delegated, Peer};
 use coxswain_client::k8s_openapi::api::core::v1::ConfigMap;
 use coxswain_client::kube::Api;
 use coxswain_profiling::routes::{self, Asked};
-use http::{Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 const CONNECTIONS_MAX: usize = 1024;
 const HANDSHAKE_SECONDS_MAX: u64 = 10;
 const BODY_BYTES_MAX: usize = 1 << 20;
+const NO_SNIFF: header::HeaderValue = header::HeaderValue::from_static("nosniff");
 
 /// What a component shows of itself.
 pub struct Served {
@@ -182,7 +183,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, port: Arc<Port>, shutdo
             let peer = certificates.and_then(|chain| Peer::of_certificate(chain.first()?));
             let service = service_fn(move |request| {
                 let (port, peer) = (port.clone(), peer.clone());
-                async move { Ok::<_, Infallible>(port.answer(request, peer).await) }
+                async move { Ok::<_, Infallible>(port.serve(request, peer).await) }
             });
             let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             tokio::select! {
@@ -203,16 +204,14 @@ fn text(status: StatusCode, body: impl Into<String>) -> Response<Full<Bytes>> {
 
 fn not_found() -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::NOT_FOUND, "404 page not found\n");
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
     response
 }
 
 async fn debug(request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
-    let body = async {
-        let collected = Limited::new(body, BODY_BYTES_MAX).collect().await;
-        collected.map(|body| body.to_bytes()).map_err(|error| error.to_string())
-    };
+    let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
+    let body = body.map(|body| body.to_bytes()).map_err(|error| error.to_string());
     let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
     match routes::answer(Asked { method: &parts.method, path, query, body }).await {
         Some(answer) => answer.map(Full::new),
@@ -221,6 +220,19 @@ async fn debug(request: Request<Incoming>) -> Response<Full<Bytes>> {
 }
 
 impl Port {
+    async fn serve(&self, request: Request<Incoming>, peer: Option<Peer>) -> Response<Full<Bytes>> {
+        let of_headers = request.method() == Method::HEAD;
+        let mut response = self.answer(request, peer).await;
+        let kept = header::HeaderValue::from_static("no-cache, private");
+        response.headers_mut().insert(header::CACHE_CONTROL, kept);
+        if of_headers {
+            let length = response.body().size_hint().lower();
+            response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+            *response.body_mut() = Full::default();
+        }
+        response
+    }
+
     async fn answer(&self, request: Request<Incoming>, peer: Option<Peer>) -> Response<Full<Bytes>> {
         if let Err(refusal) = self.admit(&request, peer).await {
             return refusal;
@@ -262,8 +274,9 @@ impl Port {
             },
             (None, None) => Peer::anonymous(),
         };
-        let verb = verb(request.method());
-        match delegated.allows(&peer, Attributes::Path { verb, path: path.to_owned() }).await {
+        let verb = request.method().as_str().to_ascii_lowercase();
+        let wanted = Attributes::Path { verb: verb.clone(), path: path.to_owned() };
+        match delegated.allows(&peer, wanted).await {
             Ok(true) => Ok(()),
             Ok(false) => {
                 let message = format!("forbidden: User {:?} cannot {verb} path {path:?}", peer.name);
@@ -272,6 +285,7 @@ impl Port {
                 let mut response = text(StatusCode::FORBIDDEN, status.to_string());
                 let kind = header::HeaderValue::from_static("application/json");
                 response.headers_mut().insert(header::CONTENT_TYPE, kind);
+                response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
                 Err(response)
             }
             Err(error) => {

@@ -21,7 +21,7 @@ use auth::{Auth, Peer};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::collections::HashMap;
@@ -107,10 +107,23 @@ where
 {
     let service = service_fn(move |request| {
         let (kubelet, auth, peer) = (kubelet.clone(), auth.clone(), peer.clone());
-        async move { Ok::<_, std::convert::Infallible>(answer(kubelet, request, auth, peer).await) }
+        async move {
+            let of_headers = request.method() == Method::HEAD;
+            let response = answer(kubelet, request, auth, peer).await;
+            Ok::<_, std::convert::Infallible>(if of_headers { headers_alone(response) } else { response })
+        }
     });
     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     let _ = builder.serve_connection_with_upgrades(io, service).await;
+}
+
+/// What HEAD is answered with: a body would break the connection.
+fn headers_alone(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().insert("content-length", length.into());
+    }
+    *response.body_mut() = body(Bytes::new());
+    response
 }
 
 pub(crate) fn body(bytes: impl Into<Bytes>) -> Body {

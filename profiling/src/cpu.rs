@@ -159,11 +159,12 @@ impl Collected {
         let mut functions: HashMap<i64, u64> = HashMap::new();
         for (at, (address, name)) in addresses.iter().zip(names).enumerate() {
             let line = name.map(|name| {
-                let name = strings.number(&name);
+                // Tools shorten a name that is not told from its symbol.
+                let (name, system_name) = (strings.number(&name.readable), strings.number(&name.symbol));
                 let next = functions.len() as u64 + 1;
-                let id = *functions.entry(name).or_insert(next);
+                let id = *functions.entry(system_name).or_insert(next);
                 if id == next {
-                    profile.function.push(Function { id, name, system_name: name });
+                    profile.function.push(Function { id, name, system_name });
                 }
                 Line { function_id: id }
             });

@@ -20,6 +20,7 @@ use std::os::unix::fs::FileExt;
 
 /// Callers that are followed. Of a deeper stack the outermost stay unknown.
 const FRAMES_MAX: usize = 256;
+/// Leads to what runs, whatever its path leads to now.
 const SELF: &str = "/proc/self/exe";
 const VDSO: &str = "[vdso]";
 
@@ -27,6 +28,8 @@ const VDSO: &str = "[vdso]";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mapped {
     pub path: String,
+    /// Whether this is the program itself, which may have been replaced or removed since it began.
+    pub program: bool,
     /// Where its code lies in memory.
     pub code: Range<u64>,
     /// Where in the file that code begins.
@@ -38,10 +41,7 @@ pub fn mapped() -> io::Result<Vec<Mapped>> {
     let program = fs::read_link(SELF).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
     let mut list = parse_maps(&fs::read_to_string("/proc/self/maps")?);
     for file in &mut list {
-        // The program may have been replaced or removed since it began; this name leads to what runs.
-        if file.path == program {
-            file.path = SELF.to_owned();
-        }
+        file.program = file.path == program;
     }
     Ok(list)
 }
@@ -55,7 +55,7 @@ fn parse_maps(text: &str) -> Vec<Mapped> {
         let (from, to, offset) = (hex(from)?, hex(to)?, hex(columns.next()?)?);
         let path = columns.nth(2)?.trim();
         let known = path.starts_with('/') || path == VDSO;
-        (executable && known).then(|| Mapped { path: path.to_owned(), code: from..to, offset })
+        (executable && known).then(|| Mapped { path: path.to_owned(), program: false, code: from..to, offset })
     };
     text.lines().filter_map(line).collect()
 }
@@ -70,7 +70,8 @@ impl Mapped {
             let parsed = ElfFile64::<Endianness, _>::parse(bytes.as_slice()).ok()?;
             return with(&parsed);
         }
-        let file = ReadCache::new(File::open(&self.path).ok()?);
+        let path = if self.program { SELF } else { &self.path };
+        let file = ReadCache::new(File::open(path).ok()?);
         let parsed = ElfFile64::<Endianness, _>::parse(&file).ok()?;
         with(&parsed)
     }
@@ -91,7 +92,14 @@ trait Elf {
     fn section(&self, name: &str) -> Option<(Range<u64>, Vec<u8>)>;
     /// The functions, by address.
     fn functions(&self) -> Vec<Function>;
-    fn name(&self, function: &Function) -> Option<String>;
+    fn name(&self, function: &Function) -> Option<Name>;
+}
+
+/// What a function is called: by people, and by the linker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Name {
+    pub readable: String,
+    pub symbol: String,
 }
 
 /// A function's place in its file.
@@ -135,15 +143,16 @@ impl<'data, R: ReadRef<'data>> Elf for ElfFile64<'data, Endianness, R> {
         list
     }
 
-    fn name(&self, function: &Function) -> Option<String> {
+    fn name(&self, function: &Function) -> Option<Name> {
         let symbol = if function.dynamic {
             self.dynamic_symbol_table()?.symbol_by_index(function.symbol)
         } else {
             self.symbol_by_index(function.symbol)
         };
         let symbol = symbol.ok()?;
+        let symbol = symbol.name().ok()?.to_owned();
         // Without the hash that tells versions of a crate apart.
-        Some(format!("{:#}", rustc_demangle::demangle(symbol.name().ok()?)))
+        Some(Name { readable: format!("{:#}", rustc_demangle::demangle(&symbol)), symbol })
     }
 }
 
@@ -199,7 +208,7 @@ impl Unwinder {
 }
 
 /// The names of the functions in which addresses lie; nothing for those that have none. The addresses must be sorted.
-pub fn names(files: &[Mapped], addresses: &[u64]) -> Vec<Option<String>> {
+pub fn names(files: &[Mapped], addresses: &[u64]) -> Vec<Option<Name>> {
     let mut names = vec![None; addresses.len()];
     for file in files {
         let first = addresses.partition_point(|address| *address < file.code.start);
@@ -236,7 +245,8 @@ mod tests {
                     7f00-7f10 r-xp 00000000 00:00 0 \n\
                     7f10-7f20 rw-p 00000000 00:00 0   [stack]\n\
                     7f20-7f30 r-xp 00000000 00:00 0   [vdso]\n";
-        let mapped = |path: &str, code: Range<u64>, offset| Mapped { path: path.to_owned(), code, offset };
+        let mapped =
+            |path: &str, code: Range<u64>, offset| Mapped { path: path.to_owned(), program: false, code, offset };
         let expected = [mapped("/usr/bin/x y", 0x55e0..0x55f0, 0x1000), mapped("[vdso]", 0x7f20..0x7f30, 0)];
         assert_eq!(parse_maps(text), expected);
     }
@@ -245,7 +255,7 @@ mod tests {
     fn an_address_has_the_name_of_its_function() {
         let address = an_address_has_the_name_of_its_function as fn() as usize as u64;
         let names = names(&mapped().expect("readable"), &[1, address]);
-        let name = names[1].as_deref().expect("tests have symbols");
+        let name = &names[1].as_ref().expect("tests have symbols").readable;
         assert!(name.ends_with("image::tests::an_address_has_the_name_of_its_function"), "{name}");
         assert_eq!(names[0], None);
     }

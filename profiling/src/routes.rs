@@ -21,28 +21,25 @@ const SECONDS_BY_DEFAULT: i64 = 30;
 const ADDRESSES_MAX: usize = 1 << 16;
 
 /// What is asked.
-pub struct Asked<'a, B> {
+pub struct Asked<'a> {
     pub method: &'a Method,
     /// Without escapes.
     pub path: &'a str,
     /// As it stands in the URL.
     pub query: &'a str,
-    /// Becomes the body where one is read, or says why it cannot be read.
-    pub body: B,
+    /// Read in any case, as some clients lose an answer that comes before they have sent all; or why it cannot be read.
+    pub body: Result<Bytes, String>,
 }
 
 /// The answer of the API server, the scheduler and the controller managers; none for paths of others.
-pub async fn answer<B>(asked: Asked<'_, B>) -> Option<Answer>
-where
-    B: Future<Output = Result<Bytes, String>>,
-{
+pub async fn answer(asked: Asked<'_>) -> Option<Answer> {
     let rest = asked.path.strip_prefix("/debug/")?;
     Some(match rest {
         "pprof" => moved(asked.method, "/debug/pprof/", StatusCode::FOUND, "Found"),
         "pprof/" => index(&["profile", "symbol"]),
         "pprof/profile" => profile(asked.query).await,
         "pprof/symbol" => symbol(asked).await,
-        "flags/v" => set_verbosity(asked).await,
+        "flags/v" => set_verbosity(asked),
         "flags" => flags(),
         _ if rest.starts_with("pprof/") => unknown(),
         _ if rest.starts_with("flags/") => flags(),
@@ -66,15 +63,12 @@ pub async fn profile(query: &str) -> Answer {
 }
 
 /// The names of functions by addresses that stand, joined by `+`, in the query or the body.
-pub async fn symbol<B>(asked: Asked<'_, B>) -> Answer
-where
-    B: Future<Output = Result<Bytes, String>>,
-{
+pub async fn symbol(asked: Asked<'_>) -> Answer {
     // Clients only look whether there are any.
     let mut out = String::from("num_symbols: 1\n");
     let mut trouble = None;
     let list = if asked.method == Method::POST {
-        match asked.body.await {
+        match asked.body {
             Ok(body) => String::from_utf8_lossy(&body).into_owned(),
             Err(why) => {
                 trouble = Some(why);
@@ -96,9 +90,9 @@ where
         });
         let (sorted, names) = found.await.unwrap_or_default();
         for address in wanted {
-            let name = sorted.binary_search(&address).ok().and_then(|at| names.get(at)?.as_deref());
+            let name = sorted.binary_search(&address).ok().and_then(|at| names.get(at)?.as_ref());
             if let Some(name) = name {
-                let _ = writeln!(out, "{address:#x} {name}");
+                let _ = writeln!(out, "{address:#x} {}", name.readable);
             }
         }
     }
@@ -120,14 +114,11 @@ pub fn unknown() -> Answer {
 }
 
 /// Changes the level of the log to what the body says.
-pub async fn set_verbosity<B>(asked: Asked<'_, B>) -> Answer
-where
-    B: Future<Output = Result<Bytes, String>>,
-{
+pub fn set_verbosity(asked: Asked<'_>) -> Answer {
     let (code, text) = if asked.method != Method::PUT {
         (StatusCode::NOT_ACCEPTABLE, "unsupported http method".to_owned())
     } else {
-        match asked.body.await {
+        match asked.body {
             Err(why) => (StatusCode::BAD_REQUEST, format!("error reading request body: {why}")),
             Ok(body) => match verbosity::set(&String::from_utf8_lossy(&body)) {
                 Ok(done) => (StatusCode::OK, done),
@@ -209,10 +200,9 @@ fn number(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::ready;
 
     async fn ask(method: Method, path: &str, query: &str, body: &'static str) -> Option<Answer> {
-        answer(Asked { method: &method, path, query, body: ready(Ok(Bytes::from_static(body.as_bytes()))) }).await
+        answer(Asked { method: &method, path, query, body: Ok(Bytes::from_static(body.as_bytes())) }).await
     }
 
     async fn code_and_text(method: Method, path: &str, body: &'static str) -> (u16, String) {
@@ -229,7 +219,7 @@ mod tests {
         assert_eq!(code_and_text(Method::PUT, "/debug/flags/v", "3").await, done);
         let refused = (400, "strconv.ParseUint: parsing \"x\": invalid syntax\n".to_owned());
         assert_eq!(code_and_text(Method::PUT, "/debug/flags/v", "x").await, refused);
-        let body = ready(Err("gone".to_owned()));
+        let body = Err("gone".to_owned());
         let asked = Asked { method: &Method::PUT, path: "/debug/flags/v", query: "", body };
         let answer = answer(asked).await.expect("a path of ours");
         assert_eq!((answer.status().as_u16(), &answer.body()[..]), (400, &b"error reading request body: gone\n"[..]));

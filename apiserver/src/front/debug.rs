@@ -11,7 +11,7 @@ impl Front {
         }
         let (method, info) = (incoming.method.clone(), incoming.ctx.info.clone());
         let query = incoming.uri.query().unwrap_or_default().to_owned();
-        let body = async { incoming.read_body().await.map_err(|status| status.message) };
+        let body = incoming.read_body().await.map_err(|status| status.message);
         let asked = Asked { method: &method, path: &info.path, query: &query, body };
         let Some(answer) = routes::answer(asked).await else { return page_not_found() };
         let mut answer = answer.map(Body::Full);

@@ -25,15 +25,13 @@ pub(super) async fn answer(settings: &KubeletConfiguration, request: Request<Inc
     let (parts, incoming) = request.into_parts();
     let (method, path) = (&parts.method, parts.uri.path());
     let query = parts.uri.query().unwrap_or_default();
-    let content = async {
-        let collected = Limited::new(incoming, BODY_BYTES_MAX).collect().await;
-        collected.map(|content| content.to_bytes()).map_err(|error| error.to_string())
-    };
+    let content = Limited::new(incoming, BODY_BYTES_MAX).collect().await;
+    let content = content.map(|content| content.to_bytes()).map_err(|error| error.to_string());
     let asked = Asked { method, path, query, body: content };
     let refused = |why| Some(error(StatusCode::METHOD_NOT_ALLOWED, why));
     let answer = match path {
         "/debug/pprof" => routes::moved(method, PPROF, StatusCode::TEMPORARY_REDIRECT, "Temporary Redirect"),
-        "/debug/flags/v" if settings.enable_debug_flags_handler => routes::set_verbosity(asked).await,
+        "/debug/flags/v" if settings.enable_debug_flags_handler => routes::set_verbosity(asked),
         "/debug/flags/v" => return refused("flags endpoint is disabled."),
         _ if !path.starts_with(PPROF) => return None,
         _ if !settings.enable_profiling_handler => return refused("profiling endpoint is disabled."),
