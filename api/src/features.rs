@@ -61,6 +61,7 @@ features! {
     DRAPartitionableDevices,
     DRAPrioritizedList,
     DRAResourceClaimDeviceStatus,
+    DRAWorkloadResourceClaims,
     DeploymentReplicaSetTerminatingReplicas,
     EnvFiles,
     GenericWorkload,
@@ -79,7 +80,9 @@ features! {
     ResourceHealthStatusMessage,
     StorageVersionMigrator,
     TaintTolerationComparisonOperators,
+    TopologyAwareWorkloadScheduling,
     WatchList,
+    WorkloadAwarePreemption,
 }
 
 impl Feature {

@@ -315,6 +315,11 @@ class Subject:
             for own in self.bases:
                 for key in ("uid", "resourceVersion", "managedFields", "creationTimestamp"):
                     own["metadata"].pop(key, None)
+        if verb != "create" and entry.get("versioned") and not self.refusal:
+            # Kinds that are not changed without saying which version of them.
+            self.bases = [copy.deepcopy(own) for own in self.bases]
+            for own, api in zip(self.bases, servers):
+                own["metadata"]["resourceVersion"] = api.call("GET", self.path)[1]["metadata"]["resourceVersion"]
 
     def remove(self):
         if self.verb != "create":

@@ -1,10 +1,12 @@
 //! Who may approve, sign and ask for which certificates (upstream: `plugin/pkg/admission/certificates`).
 
+use super::escalation::only_for_collection;
 use super::{Attributes, Operation, Plugin};
 use crate::authorization::{Authorization, Authorizer};
-use crate::request::RequestInfo;
+use crate::request::{RequestInfo, User};
 use async_trait::async_trait;
 use base64::Engine;
+use coxswain_api::features::Feature;
 use coxswain_api::field::go_quote;
 use coxswain_api::{Status, Value};
 use std::sync::Arc;
@@ -12,8 +14,8 @@ use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
 const GROUP: &str = "certificates.k8s.io";
 
-/// Whether the caller may do `verb` with the signer, or with all signers of its domain.
-async fn may(authorization: &Authorization, attributes: &Attributes<'_>, verb: &str, signer: &str) -> bool {
+/// Whether the user may do `verb` with the signer, or with all signers of its domain.
+pub(crate) async fn may(authorization: &Authorization, user: &User, verb: &str, signer: &str) -> bool {
     let whole_domain = signer.split_once('/').map(|(domain, _)| format!("{domain}/*"));
     for name in [Some(signer.to_owned()), whole_domain].into_iter().flatten() {
         let request = RequestInfo {
@@ -25,7 +27,7 @@ async fn may(authorization: &Authorization, attributes: &Attributes<'_>, verb: &
             name,
             ..RequestInfo::default()
         };
-        if authorization.authorize(&attributes.ctx.user, &request).await.is_allow() {
+        if authorization.authorize(user, &request).await.is_allow() {
             return true;
         }
     }
@@ -56,7 +58,7 @@ impl Plugin for CertificateApproval {
             return Ok(());
         }
         let signer = attributes.new_object().map(signer_name).unwrap_or_default();
-        if may(&self.authorization, attributes, "approve", signer).await {
+        if may(&self.authorization, &attributes.ctx.user, "approve", signer).await {
             return Ok(());
         }
         Err(attributes
@@ -86,7 +88,7 @@ impl Plugin for CertificateSigning {
         let (Some(object), Some(old)) = (attributes.new_object(), attributes.old) else { return Ok(()) };
         let same = |key: &str| object["status"][key] == old["status"][key];
         let signer = signer_name(object);
-        if (same("certificate") && same("conditions")) || may(&self.authorization, attributes, "sign", signer).await {
+        if (same("certificate") && same("conditions")) || may(&self.authorization, &attributes.ctx.user, "sign", signer).await {
             return Ok(());
         }
         Err(attributes.forbidden(format!("user not permitted to sign requests with signerName {}", go_quote(signer))))
@@ -112,9 +114,14 @@ impl Plugin for ClusterTrustBundleAttest {
         if !attributes.is(GROUP, "clustertrustbundles") {
             return Ok(());
         }
-        let signer = attributes.new_object().map(signer_name).unwrap_or_default();
+        let Some(object) = attributes.new_object().filter(|_| Feature::ClusterTrustBundle.enabled()) else { return Ok(()) };
+        // The collector of garbage need not be trusted with a signer.
+        if attributes.old.is_some_and(|old| only_for_collection(object, old)) {
+            return Ok(());
+        }
+        let signer = signer_name(object);
         // Bundles of no signer are anybody's who may write them.
-        if signer.is_empty() || may(&self.authorization, attributes, "attest", signer).await {
+        if signer.is_empty() || may(&self.authorization, &attributes.ctx.user, "attest", signer).await {
             return Ok(());
         }
         Err(attributes.forbidden(format!("user not permitted to attest for signerName {}", go_quote(signer))))

@@ -126,7 +126,7 @@ impl Plugin for Escalation {
 
 /// Whether a change is one that the garbage collector makes: of owner references and finalizers only
 /// (upstream: `IsOnlyMutatingGCFields`).
-fn only_for_collection(object: &Value, old: &Value) -> bool {
+pub(super) fn only_for_collection(object: &Value, old: &Value) -> bool {
     let rest = |o: &Value| {
         let mut o = o.clone();
         if let Some(meta) = o["metadata"].as_object_mut() {

@@ -2,6 +2,12 @@
 //!
 //! Signing is a controller's; here is who asked, what may be asked for, and that a decision is final.
 
+mod issued;
+mod keys;
+mod pem;
+pub mod pod_request;
+pub mod trust_bundle;
+
 use super::resource::{MetadataChecks, Resource};
 use crate::registry::internal::{CERTIFICATE_CONDITIONS, unified};
 use crate::request::Context;

@@ -1,3 +1,4 @@
 //! `coordination.k8s.io` (upstream: `pkg/registry/coordination`, `pkg/apis/coordination`).
 
 pub mod lease;
+pub mod lease_candidate;

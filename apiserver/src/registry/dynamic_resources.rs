@@ -4,9 +4,11 @@
 mod admin_access;
 mod limits;
 mod names;
+pub mod pool_status;
 mod slice;
 mod status;
 mod status_access;
+pub mod taint_rule;
 mod validation;
 
 use super::gated::{self, Fields};

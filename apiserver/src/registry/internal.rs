@@ -113,6 +113,52 @@ pub static CERTIFICATE_CONDITIONS: Shape = Shape::List(&Shape::Struct(&[
     Member("LastUpdateTime", "lastUpdateTime", NONE, Shape::Plain),
     Member("LastTransitionTime", "lastTransitionTime", NONE, Shape::Plain),
 ]));
+pub static POD_CERTIFICATE_SPEC: Shape = Shape::Struct(&[
+    Member("SignerName", "signerName", TEXT, Shape::Plain),
+    Member("PodName", "podName", TEXT, Shape::Plain),
+    Member("PodUID", "podUID", TEXT, Shape::Plain),
+    Member("ServiceAccountName", "serviceAccountName", TEXT, Shape::Plain),
+    Member("ServiceAccountUID", "serviceAccountUID", TEXT, Shape::Plain),
+    Member("NodeName", "nodeName", TEXT, Shape::Plain),
+    Member("NodeUID", "nodeUID", TEXT, Shape::Plain),
+    Member("MaxExpirationSeconds", "maxExpirationSeconds", NONE, Shape::Plain),
+    Member("PKIXPublicKey", "pkixPublicKey", NONE, Shape::Plain),
+    Member("ProofOfPossession", "proofOfPossession", NONE, Shape::Plain),
+    Member("StubPKCS10Request", "stubPKCS10Request", NONE, Shape::Plain),
+    Member("UnverifiedUserAnnotations", "unverifiedUserAnnotations", NONE, Shape::Plain),
+]);
+pub static STORAGE_MIGRATION_SPEC: Shape = Shape::Struct(&[Member(
+    "Resource",
+    "resource",
+    r#"{"group":"","resource":""}"#,
+    Shape::Struct(&[Member("group", "group", TEXT, Shape::Plain), Member("resource", "resource", TEXT, Shape::Plain)]),
+)]);
+pub static POOL_STATUS_REQUEST_STATUS: Shape = Shape::Struct(&[
+    Member("PoolCount", "poolCount", NONE, Shape::Plain),
+    Member(
+        "Pools",
+        "pools",
+        NONE,
+        Shape::List(&Shape::Struct(&[
+            Member("Driver", "driver", TEXT, Shape::Plain),
+            Member("PoolName", "poolName", TEXT, Shape::Plain),
+            Member("Generation", "generation", ZERO, Shape::Plain),
+            Member("ResourceSliceCount", "resourceSliceCount", NONE, Shape::Plain),
+            Member("TotalDevices", "totalDevices", NONE, Shape::Plain),
+            Member("AllocatedDevices", "allocatedDevices", NONE, Shape::Plain),
+            Member("AvailableDevices", "availableDevices", NONE, Shape::Plain),
+            Member("UnavailableDevices", "unavailableDevices", NONE, Shape::Plain),
+            Member("NodeName", "nodeName", NONE, Shape::Plain),
+            Member("ValidationError", "validationError", NONE, Shape::Plain),
+        ])),
+    ),
+    Member(
+        "Conditions",
+        "conditions",
+        NONE,
+        Shape::List(&Shape::Given(&["type", "status", "observedGeneration", "lastTransitionTime", "reason", "message"])),
+    ),
+]);
 pub static PARENT_REFERENCE: Shape = Shape::Struct(&[
     Member("Group", "group", TEXT, Shape::Plain),
     Member("Resource", "resource", TEXT, Shape::Plain),

@@ -1,5 +1,9 @@
 //! The resources of `scheduling.k8s.io` (upstream: `pkg/registry/scheduling`, `pkg/apis/scheduling/validation`).
 
+mod group;
+pub mod pod_group;
+pub mod workload;
+
 use crate::registry::checks;
 use crate::registry::defaults::set_default;
 use crate::registry::resource::{MetadataChecks, Resource};

@@ -7,6 +7,7 @@ mod cells;
 mod cluster;
 mod core;
 mod network;
+mod on_request;
 mod policy;
 mod storage;
 mod workloads;
@@ -53,7 +54,7 @@ const fn wide(name: &'static str, description: &'static str) -> Col {
 
 /// Every printer by group and kind.
 static PRINTERS: LazyLock<HashMap<(&'static str, &'static str), &'static Printer>> = LazyLock::new(|| {
-    [core::PRINTERS, workloads::PRINTERS, network::PRINTERS, policy::PRINTERS, storage::PRINTERS, cluster::PRINTERS]
+    [core::PRINTERS, workloads::PRINTERS, network::PRINTERS, policy::PRINTERS, storage::PRINTERS, cluster::PRINTERS, on_request::PRINTERS]
         .into_iter()
         .flatten()
         .map(|p| ((p.group, p.kind), p))
