@@ -98,6 +98,12 @@ impl Feature {
     }
 }
 
+/// Whether the gate of this name is open in this process, for tables that name gates.
+pub fn is_open(name: &str) -> bool {
+    let gates = GATES.get_or_init(Gates::default);
+    all().any(|spec| spec.name == name && gates.of(&spec))
+}
+
 static OPEN: OnceLock<Vec<bool>> = OnceLock::new();
 static GATES: OnceLock<Gates> = OnceLock::new();
 

@@ -21,6 +21,7 @@ pub mod limit_ranger;
 mod matching;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
+pub mod pod_group;
 pub mod pod_resize;
 pub mod pod_resources;
 pub mod pod_security;
@@ -155,6 +156,7 @@ static PLUGINS: &[(&str, bool, Make)] = &[
     ("DefaultTolerationSeconds", true, |p| Arc::new(default_toleration_seconds::DefaultTolerationSeconds::new(p))),
     ("DefaultStorageClass", true, |p| Arc::new(storage::DefaultStorageClass { objects: p.objects.clone() })),
     ("StorageObjectInUseProtection", true, |_| Arc::new(storage::StorageObjectInUseProtection)),
+    ("PodGroupProtection", true, |_| Arc::new(pod_group::PodGroupProtection)),
     ("PersistentVolumeClaimResize", true, |p| Arc::new(storage::PersistentVolumeClaimResize { objects: p.objects.clone() })),
     ("RuntimeClass", true, |p| Arc::new(runtime_class::RuntimeClass { objects: p.objects.clone() })),
     ("CertificateApproval", true, |p| Arc::new(certificates::CertificateApproval { authorization: p.authorization.clone() })),
@@ -163,6 +165,7 @@ static PLUGINS: &[(&str, bool, Make)] = &[
     ("CertificateSubjectRestriction", true, |_| Arc::new(certificates::CertificateSubjectRestriction)),
     ("DefaultIngressClass", true, |p| Arc::new(default_ingress_class::DefaultIngressClass { objects: p.objects.clone() })),
     ("PodTopologyLabels", true, |p| Arc::new(pod_topology_labels::PodTopologyLabels { objects: p.objects.clone() })),
+    ("PodGroupWorkloadExists", true, |p| Arc::new(pod_group::PodGroupWorkloadExists { objects: p.objects.clone() })),
     ("NodeDeclaredFeatureValidator", true, |p| Arc::new(pod_resize::NodeDeclaredFeatureValidator { objects: p.objects.clone() })),
     ("PodResizeValidator", true, |p| Arc::new(pod_resize::PodResizeValidator { objects: p.objects.clone() })),
     ("MutatingAdmissionPolicy", true, |p| Arc::new(policy::MutatingAdmissionPolicy::new(p.objects.clone(), p.authorization.clone()))),

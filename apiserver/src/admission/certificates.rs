@@ -88,7 +88,9 @@ impl Plugin for CertificateSigning {
         let (Some(object), Some(old)) = (attributes.new_object(), attributes.old) else { return Ok(()) };
         let same = |key: &str| object["status"][key] == old["status"][key];
         let signer = signer_name(object);
-        if (same("certificate") && same("conditions")) || may(&self.authorization, &attributes.ctx.user, "sign", signer).await {
+        if (same("certificate") && same("conditions"))
+            || may(&self.authorization, &attributes.ctx.user, "sign", signer).await
+        {
             return Ok(());
         }
         Err(attributes.forbidden(format!("user not permitted to sign requests with signerName {}", go_quote(signer))))
@@ -114,7 +116,9 @@ impl Plugin for ClusterTrustBundleAttest {
         if !attributes.is(GROUP, "clustertrustbundles") {
             return Ok(());
         }
-        let Some(object) = attributes.new_object().filter(|_| Feature::ClusterTrustBundle.enabled()) else { return Ok(()) };
+        let Some(object) = attributes.new_object().filter(|_| Feature::ClusterTrustBundle.enabled()) else {
+            return Ok(());
+        };
         // The collector of garbage need not be trusted with a signer.
         if attributes.old.is_some_and(|old| only_for_collection(object, old)) {
             return Ok(());

@@ -2,6 +2,8 @@
 //!
 //! The node authorizer sees names and verbs; this plugin sees what is written. Off unless enabled by name.
 
+mod pod_certificate;
+
 use super::{Attributes, Operation, Plugin};
 use crate::authorization::node::{self, node_of};
 use crate::authorization::{Authorization, Authorizer};
@@ -52,6 +54,9 @@ impl Plugin for NodeRestriction {
             }
             ("resource.k8s.io", "resourceslices") => slices(node, attributes),
             ("certificates.k8s.io", "certificatesigningrequests") => requests(node, attributes),
+            ("certificates.k8s.io", "podcertificaterequests") => {
+                pod_certificate::check(self.objects.as_ref(), node, attributes).await
+            }
             _ => Ok(()),
         }
     }

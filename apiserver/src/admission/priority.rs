@@ -1,8 +1,9 @@
-//! A pod's priority is the number of its PriorityClass (upstream: `plugin/pkg/admission/priority`).
+//! The priority of a pod, or of a group of pods, is the number of its PriorityClass (upstream: `plugin/pkg/admission/priority`).
 
 use super::{Attributes, Operation, Plugin};
 use crate::objects::Objects;
 use async_trait::async_trait;
+use coxswain_api::features::Feature;
 use coxswain_api::{Status, Value};
 use serde_json::json;
 use std::sync::Arc;
@@ -31,20 +32,41 @@ impl Priority {
         }
     }
 
+    /// The class of a name, or the default one if there is no name.
+    async fn class_of(&self, attributes: &Attributes<'_>, name: &str) -> Result<Option<Arc<Value>>, Status> {
+        if name.is_empty() {
+            return Ok(self.default_class());
+        }
+        match self.class(name).await? {
+            None => Err(attributes.forbidden(format!("no PriorityClass with name {name} was found"))),
+            class => Ok(class),
+        }
+    }
+
+    async fn admit_new_group(&self, attributes: &mut Attributes<'_>) -> Result<(), Status> {
+        let Some(spec) = attributes.new_object().and_then(|group| group.get("spec")) else { return Ok(()) };
+        let name = spec["priorityClassName"].as_str().unwrap_or_default().to_owned();
+        let class = self.class_of(attributes, &name).await?;
+        let value = class.as_ref().map_or(0, |class| class["value"].as_i64().unwrap_or_default());
+        let given = attributes.new_object().and_then(|group| group.pointer("/spec/priority")).and_then(Value::as_i64);
+        if let Some(given) = given.filter(|given| *given != value) {
+            return Err(attributes.forbidden(format!(
+                "priority set in the pod group ({given}) must match the priority computed ({value}) based on the priority class set in the spec"
+            )));
+        }
+        let Some(group) = attributes.object.as_deref_mut() else { return Ok(()) };
+        group["spec"]["priority"] = json!(value);
+        if let Some(class) = class {
+            group["spec"]["priorityClassName"] = class["metadata"]["name"].clone();
+        }
+        Ok(())
+    }
+
     async fn admit_new_pod(&self, attributes: &mut Attributes<'_>) -> Result<(), Status> {
         let Some(pod) = attributes.new_object() else { return Ok(()) };
         let spec = &pod["spec"];
         let name = spec["priorityClassName"].as_str().unwrap_or_default().to_owned();
-        let class = if name.is_empty() {
-            self.default_class()
-        } else {
-            match self.class(&name).await? {
-                None => {
-                    return Err(attributes.forbidden(format!("no PriorityClass with name {name} was found")));
-                }
-                class => class,
-            }
-        };
+        let class = self.class_of(attributes, &name).await?;
         let (class_name, value, policy) = match &class {
             Some(class) => (
                 class["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
@@ -88,6 +110,12 @@ impl Plugin for Priority {
     }
 
     async fn admit(&self, attributes: &mut Attributes<'_>) -> Result<(), Status> {
+        if attributes.is(GROUP, "podgroups")
+            && attributes.operation == Operation::Create
+            && Feature::WorkloadAwarePreemption.enabled()
+        {
+            return self.admit_new_group(attributes).await;
+        }
         if !attributes.is("", "pods") {
             return Ok(());
         }

@@ -9,6 +9,7 @@ use crate::objects::Objects;
 use crate::request::{RequestInfo, User};
 use async_trait::async_trait;
 use coxswain_api::Value;
+use coxswain_api::features::Feature;
 use coxswain_api::field::go_quote;
 use std::sync::Arc;
 
@@ -40,6 +41,7 @@ enum Target {
     ServiceAccount,
     Slice,
     Pod,
+    CertificateRequest,
 }
 
 impl NodeAuthorizer {
@@ -66,6 +68,13 @@ impl NodeAuthorizer {
                 ("coordination.k8s.io", "leases") => return lease(node, request),
                 ("storage.k8s.io", "csinodes") => return csi_node(node, request),
                 ("resource.k8s.io", "resourceslices") => return self.resource_slice(node, request),
+                ("certificates.k8s.io", "podcertificaterequests") => {
+                    return if Feature::PodCertificateRequest.enabled() {
+                        self.pod_certificate_request(node, request)
+                    } else {
+                        refuse("")
+                    };
+                }
                 ("", "nodes") => return own_node(node, request),
                 ("", "pods") => return self.pod(node, request),
                 _ => {}
@@ -136,6 +145,20 @@ impl NodeAuthorizer {
         }
     }
 
+    fn pod_certificate_request(&self, node: &str, request: &RequestInfo) -> Result<(), String> {
+        if !request.subresource.is_empty() {
+            return refuse("nodes may not access the status subresource of PodCertificateRequests");
+        }
+        match request.verb.as_str() {
+            // For which pods, NodeRestriction sees.
+            "create" => Ok(()),
+            "get" => self.related(node, Target::CertificateRequest, request),
+            "list" | "watch" if selects(request, "spec.nodeName", node) => Ok(()),
+            "list" | "watch" => refuse("can only list/watch podcertificaterequests with nodeName field selector"),
+            verb => refuse(&format!("nodes may not {verb} podcertificaterequests")),
+        }
+    }
+
     fn pod(&self, node: &str, request: &RequestInfo) -> Result<(), String> {
         match (request.subresource.as_str(), request.verb.as_str()) {
             ("", "get") => self.get(node, Target::Pod, request),
@@ -171,6 +194,7 @@ impl NodeAuthorizer {
             |refers: fn(&Value, &str) -> bool| self.pods(node, Some(namespace)).iter().any(|p| refers(p, name));
         match target {
             Target::Pod => on_node(get("", "pods", namespace)),
+            Target::CertificateRequest => on_node(get("certificates.k8s.io", "podcertificaterequests", namespace)),
             Target::Slice => on_node(get("resource.k8s.io", "resourceslices", "")),
             Target::Attachment => on_node(get("storage.k8s.io", "volumeattachments", "")),
             Target::ConfigMap => any_pod(|p, n| config_maps(p).any(|m| m == n)),

@@ -8,7 +8,7 @@ use super::{
     dynamic_resources, flowcontrol, networking, policy, rbac, runtime_class, scheduling, storage,
 };
 use coxswain_api::catalogue::ResourceType;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Group, resource, home.
 type Line = (&'static str, &'static str, fn() -> Arc<dyn Resource>);
@@ -98,12 +98,47 @@ pub fn strategy(group: &str, resource: &str) -> Arc<dyn Resource> {
     }
 }
 
+/// Versions of kinds that will go: group, version, kind, since which minor version they are deprecated, and what is there instead.
+/// They are served for three minor versions more.
+#[rustfmt::skip]
+static GOING: &[(&str, &str, &str, u32, &str)] = &[
+    ("admissionregistration.k8s.io", "v1alpha1", "MutatingAdmissionPolicy", 35, ""),
+    ("admissionregistration.k8s.io", "v1alpha1", "MutatingAdmissionPolicyBinding", 35, ""),
+    ("certificates.k8s.io", "v1alpha1", "ClusterTrustBundle", 34, ""),
+    ("coordination.k8s.io", "v1alpha2", "LeaseCandidate", 35, ""),
+    ("coordination.k8s.io", "v1beta1", "LeaseCandidate", 36, ""),
+    ("networking.k8s.io", "v1beta1", "IPAddress", 34, ""),
+    ("networking.k8s.io", "v1beta1", "ServiceCIDR", 34, ""),
+    ("resource.k8s.io", "v1alpha3", "DeviceTaintRule", 36, ""),
+    ("resource.k8s.io", "v1beta1", "DeviceClass", 35, ""),
+    ("resource.k8s.io", "v1beta1", "ResourceClaim", 35, ""),
+    ("resource.k8s.io", "v1beta1", "ResourceClaimTemplate", 35, ""),
+    ("resource.k8s.io", "v1beta1", "ResourceSlice", 35, ""),
+    ("resource.k8s.io", "v1beta2", "DeviceClass", 36, ""),
+    ("resource.k8s.io", "v1beta2", "ResourceClaim", 36, ""),
+    ("resource.k8s.io", "v1beta2", "ResourceClaimTemplate", 36, ""),
+    ("resource.k8s.io", "v1beta2", "ResourceSlice", 36, ""),
+    ("storage.k8s.io", "v1beta1", "VolumeAttributesClass", 34, "; use storage.k8s.io/v1 VolumeAttributesClass"),
+];
+
 /// The warning that every request for a deprecated kind earns, whatever comes of it.
 pub fn deprecation(ty: &ResourceType) -> Option<&'static str> {
-    match (&*ty.group_version.group, &*ty.plural) {
+    const SERVED_MINORS_MORE: u32 = 3;
+    static SAID: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let said = GOING.iter().map(|(group, version, kind, since, instead)| {
+            let gone = since + SERVED_MINORS_MORE;
+            format!("{group}/{version} {kind} is deprecated in v1.{since}+, unavailable in v1.{gone}+{instead}")
+        });
+        said.collect()
+    });
+    let (group, version) = (&*ty.group_version.group, &*ty.group_version.version);
+    match (group, &*ty.plural) {
         ("", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
         ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
-        _ => None,
+        _ => {
+            let at = GOING.iter().position(|(g, v, kind, ..)| (*g, *v, *kind) == (group, version, &*ty.kind))?;
+            Some(&SAID[at])
+        }
     }
 }
 

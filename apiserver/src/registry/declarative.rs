@@ -84,7 +84,7 @@ impl<'a> Field<'a> {
     }
 
     pub fn form(&self, form: Form, errors: &mut ErrorList) {
-        checks::all(&self.new, form(self.new.str()), errors);
+        checks::all(&self.new, form(self.new.str()).into_iter().map(in_bytes).collect(), errors);
     }
 
     /// A number that is at least `min` if it is given.
@@ -151,6 +151,14 @@ impl<'a> Field<'a> {
         };
         let fields = self.new.items().map(|new| Self { old: before(&new), new, is_update: self.is_update });
         fields.filter(Self::changed).collect()
+    }
+}
+
+/// Declared rules count bytes where others count characters of the same text.
+pub(super) fn in_bytes(why: String) -> String {
+    match why.strip_suffix(" characters") {
+        Some(rest) => format!("{rest} bytes"),
+        None => why,
     }
 }
 

@@ -156,7 +156,14 @@ pub static POOL_STATUS_REQUEST_STATUS: Shape = Shape::Struct(&[
         "Conditions",
         "conditions",
         NONE,
-        Shape::List(&Shape::Given(&["type", "status", "observedGeneration", "lastTransitionTime", "reason", "message"])),
+        Shape::List(&Shape::Given(&[
+            "type",
+            "status",
+            "observedGeneration",
+            "lastTransitionTime",
+            "reason",
+            "message",
+        ])),
     ),
 ]);
 pub static PARENT_REFERENCE: Shape = Shape::Struct(&[

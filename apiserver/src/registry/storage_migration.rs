@@ -56,7 +56,9 @@ fn check_spec(object: &Value) -> ErrorList {
     if resource.is_empty() {
         errors.push(Error::required(resource.path(), "resource is required to be set"));
     }
-    for (view, check) in [(resource, names::dns1035_label as fn(&str, bool) -> Vec<String>), (group, names::dns1123_subdomain)] {
+    for (view, check) in
+        [(resource, names::dns1035_label as fn(&str, bool) -> Vec<String>), (group, names::dns1123_subdomain)]
+    {
         let wrong = check(view.str(), false);
         if !view.is_empty() && !wrong.is_empty() {
             errors.push(Error::invalid(view.path(), view.str(), wrong.join(",")));

@@ -25,7 +25,8 @@ impl Resource for StorageVersions {
             return vec!["name must be in the form of <group>.<resource>".into()];
         };
         let group = names::dns1123_subdomain(group, false).into_iter().map(|why| format!("the group segment {why}"));
-        let resource = names::dns1035_label(resource, false).into_iter().map(|why| format!("the resource segment {why}"));
+        let resource =
+            names::dns1035_label(resource, false).into_iter().map(|why| format!("the resource segment {why}"));
         group.chain(resource).collect()
     }
 
@@ -93,9 +94,11 @@ fn check_common(status: &View<'_>, errors: &mut ErrorList) {
     let common = first.filter(|first| encodings.all(|other| other == *first));
     let named = status.child("commonEncodingVersion");
     let why = match (common, named.opt_str()) {
-        (None, Some(_)) => "should be nil if servers do not agree on the same encoding version, or if there is no server \
+        (None, Some(_)) => {
+            "should be nil if servers do not agree on the same encoding version, or if there is no server \
                             reporting the supported versions yet"
-            .to_owned(),
+                .to_owned()
+        }
         (Some(common), None) => format!("the common encoding version is {common}"),
         (Some(common), Some(named)) if common != named => format!("the actual common encoding version is {common}"),
         _ => return,

@@ -54,11 +54,19 @@ const fn wide(name: &'static str, description: &'static str) -> Col {
 
 /// Every printer by group and kind.
 static PRINTERS: LazyLock<HashMap<(&'static str, &'static str), &'static Printer>> = LazyLock::new(|| {
-    [core::PRINTERS, workloads::PRINTERS, network::PRINTERS, policy::PRINTERS, storage::PRINTERS, cluster::PRINTERS, on_request::PRINTERS]
-        .into_iter()
-        .flatten()
-        .map(|p| ((p.group, p.kind), p))
-        .collect()
+    [
+        core::PRINTERS,
+        workloads::PRINTERS,
+        network::PRINTERS,
+        policy::PRINTERS,
+        storage::PRINTERS,
+        cluster::PRINTERS,
+        on_request::PRINTERS,
+    ]
+    .into_iter()
+    .flatten()
+    .map(|p| ((p.group, p.kind), p))
+    .collect()
 });
 
 fn printer(group: &str, kind: &str) -> Option<&'static Printer> {

@@ -58,7 +58,8 @@ pub(super) fn check(now: Timestamp, status: &View<'_>, spec: &View<'_>, errors: 
     let times = [&not_before, &not_after, &refresh].map(|time| time.str().parse::<Timestamp>());
     let [Ok(from), Ok(to), Ok(refresh_at)] = times else { return };
     if errors.is_empty() {
-        let wrong = check_times(now, &leaf, spec, &chain, [(&not_before, from), (&not_after, to), (&refresh, refresh_at)]);
+        let wrong =
+            check_times(now, &leaf, spec, &chain, [(&not_before, from), (&not_after, to), (&refresh, refresh_at)]);
         errors.extend(wrong.or_else(|| check_rest(rest).map(refuse)));
     }
 }

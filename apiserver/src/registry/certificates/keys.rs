@@ -19,12 +19,8 @@ pub(super) enum Key {
 const EC: &str = "1.2.840.10045.2.1";
 const ED25519: &str = "1.3.101.112";
 /// Curves by identifier, with the names that upstream shows.
-const CURVES: [(&str, &str); 4] = [
-    ("1.3.132.0.33", "P-224"),
-    ("1.2.840.10045.3.1.7", "P-256"),
-    ("1.3.132.0.34", "P-384"),
-    ("1.3.132.0.35", "P-521"),
-];
+const CURVES: [(&str, &str); 4] =
+    [("1.3.132.0.33", "P-224"), ("1.2.840.10045.3.1.7", "P-256"), ("1.3.132.0.34", "P-384"), ("1.3.132.0.35", "P-521")];
 
 /// The key of a request (PKCS#10); none if it is not one.
 pub(super) fn of_request(der: &[u8]) -> Option<Key> {
@@ -121,12 +117,14 @@ fn verify_pss(modulus: &BigUint, exponent: &BigUint, message: &[u8], signature: 
     let mut block: Vec<u8> = masked.iter().zip(mask(hash, masked.len())).map(|(a, b)| a ^ b).collect();
     block[0] &= 0xff >> unused;
     let start = block.iter().position(|byte| *byte != 0).filter(|at| block[*at] == 1)?;
-    let expected = Sha256::new().chain_update([0; 8]).chain_update(Sha256::digest(message)).chain_update(&block[start + 1..]);
+    let expected =
+        Sha256::new().chain_update([0; 8]).chain_update(Sha256::digest(message)).chain_update(&block[start + 1..]);
     (expected.finalize().as_slice() == hash).then_some(())
 }
 
 /// MGF1 with SHA-256 (RFC 8017, B.2.1).
 fn mask(seed: &[u8], length: usize) -> Vec<u8> {
-    let parts = (0u32..).flat_map(|i| Sha256::new().chain_update(seed).chain_update(i.to_be_bytes()).finalize().to_vec());
+    let parts =
+        (0u32..).flat_map(|i| Sha256::new().chain_update(seed).chain_update(i.to_be_bytes()).finalize().to_vec());
     parts.take(length).collect()
 }

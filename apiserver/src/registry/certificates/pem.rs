@@ -78,8 +78,8 @@ mod tests {
         let text = "x\n-----BEGIN A-----\nYQ ==\n-----END A-----\nbetween\n-----BEGIN B-----\nk: v\n\nYg==\n-----END B-----\n\
                     -----BEGIN C-----\n?\n-----END C-----\n-----BEGIN D-----\n-----END D-----";
         let found: Vec<_> = blocks(text).map(|b| (b.label, b.has_headers, b.bytes)).collect();
-        let expected =
-            [("A", false, &b"a"[..]), ("B", true, b"b"), ("D", false, b"")].map(|(l, h, b)| (l.to_owned(), h, b.to_vec()));
+        let expected = [("A", false, &b"a"[..]), ("B", true, b"b"), ("D", false, b"")]
+            .map(|(l, h, b)| (l.to_owned(), h, b.to_vec()));
         assert_eq!(found, expected);
     }
 }

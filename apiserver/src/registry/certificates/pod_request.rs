@@ -100,9 +100,7 @@ fn check_spec(spec: &View<'_>) -> ErrorList {
     let signer = spec.child("signerName");
     check_signer_name(&signer, &mut errors);
     check_user_annotations(&spec.child("unverifiedUserAnnotations"), &mut errors);
-    for (name, uid) in
-        [("podName", "podUID"), ("serviceAccountName", "serviceAccountUID"), ("nodeName", "nodeUID")]
-    {
+    for (name, uid) in [("podName", "podUID"), ("serviceAccountName", "serviceAccountUID"), ("nodeName", "nodeUID")] {
         checks::dns_subdomain(&spec.child(name), &mut errors);
         let uid = spec.child(uid);
         if uid.is_empty() {
@@ -178,13 +176,14 @@ fn check_request(request: &View<'_>, errors: &mut ErrorList) {
             format!("curve {curve}"),
             "elliptic public keys must use curve P256, P384, or P521",
         ),
-        Key::Rsa { bits, .. } if !key.is_supported() => {
-            Error::invalid(request.path(), format!("{bits}-bit modulus"), "RSA keys must have modulus size 3072 or 4096")
-        }
-        Key::Other => without_value(
+        Key::Rsa { bits, .. } if !key.is_supported() => Error::invalid(
             request.path(),
-            "unknown public key type; supported types are Ed25519, ECDSA, and RSA",
+            format!("{bits}-bit modulus"),
+            "RSA keys must have modulus size 3072 or 4096",
         ),
+        Key::Other => {
+            without_value(request.path(), "unknown public key type; supported types are Ed25519, ECDSA, and RSA")
+        }
         _ if !keys::is_signed(&bytes) => without_value(request.path(), "invalid signature"),
         _ => return,
     };
@@ -212,11 +211,9 @@ fn check_key(key_view: &View<'_>, proof: &View<'_>, pod_uid: &str, errors: &mut 
         Key::Rsa { bits, .. } if !key.is_supported() => {
             Error::invalid(path, format!("{bits}-bit modulus"), "RSA keys must have modulus size 3072 or 4096")
         }
-        Key::Other => Error::invalid(
-            path,
-            key_view.str(),
-            "unknown public key type; supported types are Ed25519, ECDSA, and RSA",
-        ),
+        Key::Other => {
+            Error::invalid(path, key_view.str(), "unknown public key type; supported types are Ed25519, ECDSA, and RSA")
+        }
         _ if !key.proves(pod_uid.as_bytes(), &signature) => {
             without_value(proof.path(), "could not verify proof-of-possession signature")
         }
@@ -259,7 +256,11 @@ fn check_status(now: jiff::Timestamp, object: &Value, old: &Value) -> ErrorList 
     let is_same = same_fields(&status, &before);
     let refuse = |why: &str| vec![without_value(status.path(), why)];
     if FINAL.iter().any(|kind| is_final(&before, kind)) {
-        return if is_same { errors } else { refuse("immutable after PodCertificateRequest is issued, denied, or failed") };
+        return if is_same {
+            errors
+        } else {
+            refuse("immutable after PodCertificateRequest is issued, denied, or failed")
+        };
     }
     if is_final(&status, "Denied") || is_final(&status, "Failed") {
         let others = ["certificateChain", "notBefore", "beginRefreshAt", "notAfter"];
@@ -271,7 +272,11 @@ fn check_status(now: jiff::Timestamp, object: &Value, old: &Value) -> ErrorList 
         issued::check(now, &status, &View::root(old).child("spec"), &mut errors);
         return errors;
     }
-    if is_same { errors } else { refuse("status is immutable unless transitioning to \"Issued\", \"Denied\", or \"Failed\"") }
+    if is_same {
+        errors
+    } else {
+        refuse("status is immutable unless transitioning to \"Issued\", \"Denied\", or \"Failed\"")
+    }
 }
 
 /// Only who may sign for the signer changes the status.

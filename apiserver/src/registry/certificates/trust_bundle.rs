@@ -53,7 +53,8 @@ impl Resource for ClusterTrustBundles {
 fn check(object: &Value, parses_bundle: bool) -> ErrorList {
     let spec = View::root(object).child("spec");
     let signer = spec.child("signerName");
-    let mut errors = metadata::validate_rules(object, false, &|name, prefix| check_name(signer.str(), name, prefix), true);
+    let mut errors =
+        metadata::validate_rules(object, false, &|name, prefix| check_name(signer.str(), name, prefix), true);
     if !signer.is_empty() {
         check_signer_name(&signer, &mut errors);
     }

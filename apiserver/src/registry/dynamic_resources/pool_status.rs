@@ -1,7 +1,7 @@
 //! ResourcePoolStatusRequest: a question about the devices of a driver's pools, answered once (upstream:
 //! `pkg/registry/resource/resourcepoolstatusrequest` and the rules that `resource/v1alpha3` declares).
 
-use crate::registry::declarative::{CONDITION, Field};
+use crate::registry::declarative::{CONDITION, Field, in_bytes};
 use crate::registry::internal::{POOL_STATUS_REQUEST_STATUS, dump};
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::registry::{checks, metadata};
@@ -141,7 +141,9 @@ fn check_pool_name(name: &Field<'_>, errors: &mut ErrorList) {
             continue;
         }
         let wrong = names::dns1123_subdomain(segment, false);
-        errors.extend(wrong.into_iter().map(|why| Error::invalid(path, segment, format!("segment {i}: {why}"))));
+        errors.extend(
+            wrong.into_iter().map(|why| Error::invalid(path, segment, format!("segment {i}: {}", in_bytes(why)))),
+        );
     }
 }
 

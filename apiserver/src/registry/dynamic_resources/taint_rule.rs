@@ -113,7 +113,14 @@ mod tests {
         let wrong = json!({"spec": {"deviceSelector": {"driver": "", "pool": "a//b", "device": "A"},
             "taint": {"key": "", "value": "-", "effect": "None"}}});
         let fields: Vec<String> = check_spec(&wrong, None).into_iter().map(|e| e.field).collect();
-        let expected = ["deviceSelector.driver", "deviceSelector.pool", "deviceSelector.device", "taint.key", "taint.key", "taint.value"];
+        let expected = [
+            "deviceSelector.driver",
+            "deviceSelector.pool",
+            "deviceSelector.device",
+            "taint.key",
+            "taint.key",
+            "taint.value",
+        ];
         assert_eq!(fields, expected.map(|field| format!("spec.{field}")));
     }
 }

@@ -7,7 +7,7 @@ use crate::authentication::MASTERS;
 use crate::authorization::rbac::{GROUP, Rule, uncovered};
 use crate::objects::Objects;
 use crate::request::User;
-use coxswain_api::Value;
+use coxswain_api::{Value, features};
 use futures::StreamExt;
 use serde_json::{Map, json};
 
@@ -19,18 +19,33 @@ const CONCURRENT: usize = 32;
 
 /// The objects of the table, in the order of the table.
 pub fn objects() -> Vec<Value> {
+    parse(features::is_open)
+}
+
+fn parse(is_open: impl Fn(&str) -> bool) -> Vec<Value> {
     let mut all: Vec<Value> = Vec::new();
+    // What stands behind a gate, if the gate is open.
+    let behind_gate = |line: &'static str| match line.strip_prefix('?').and_then(|line| line.split_once(' ')) {
+        Some((gate, line)) => is_open(gate).then_some(line),
+        None => Some(line),
+    };
+    let mut is_left_out = false;
     for line in TABLE.lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
-        match line.strip_prefix("  ") {
-            Some(rule) => {
-                let role = all.last_mut().expect("a rule stands under its role");
-                if role["rules"].is_null() {
-                    role["rules"] = json!([]);
-                }
-                role["rules"].as_array_mut().expect("made above").push(parse_rule(rule));
-            }
-            None => all.push(parse_object(line)),
+        let (indent, line) = line.split_at(line.len() - line.trim_start().len());
+        let line = behind_gate(line);
+        if indent.is_empty() {
+            is_left_out = line.is_none();
         }
+        let Some(line) = line.filter(|_| !is_left_out) else { continue };
+        if indent.is_empty() {
+            all.push(parse_object(line));
+            continue;
+        }
+        let role = all.last_mut().expect("a rule stands under its role");
+        if role["rules"].is_null() {
+            role["rules"] = json!([]);
+        }
+        role["rules"].as_array_mut().expect("made above").push(parse_rule(line));
     }
     all
 }
@@ -255,6 +270,15 @@ mod tests {
         assert!(cluster_role("view").unwrap()["rules"].is_null());
         let signer = all.iter().find(|o| o["kind"] == "RoleBinding" && o["metadata"]["namespace"] == "kube-public");
         assert_eq!(signer.unwrap()["subjects"][0]["name"], "bootstrap-signer");
+    }
+
+    #[test]
+    fn what_stands_behind_a_gate_is_there_when_it_is_open() {
+        let of = |is_open: bool, name: &str| parse(|_| is_open).into_iter().find(|o| o["metadata"]["name"] == name);
+        let rules = |role: Option<Value>| role.unwrap()["rules"].as_array().unwrap().len();
+        assert!(of(false, "system:cluster-trust-bundle-discovery").is_none());
+        assert_eq!(rules(of(true, "system:cluster-trust-bundle-discovery")), 1);
+        assert_eq!(rules(of(false, "system:node")) + 2, rules(of(true, "system:node")));
     }
 
     #[test]

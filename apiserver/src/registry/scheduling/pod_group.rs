@@ -59,8 +59,9 @@ impl Resource for PodGroups {
         MetadataChecks { update: true, whole: false, whole_first: false }
     }
 
+    /// Upstream lets writers of the object own its status.
     fn reset_fields(&self, subresource: &str) -> Option<&'static [&'static str]> {
-        Some(if subresource.is_empty() { &["status"] } else { &["metadata", "spec"] })
+        Some(if subresource.is_empty() { &[] } else { &["metadata", "spec"] })
     }
 }
 

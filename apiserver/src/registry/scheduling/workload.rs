@@ -98,18 +98,24 @@ mod tests {
             (
                 with("schedulingPolicy", json!({})),
                 OPEN,
-                &["spec.podGroupTemplates[0].schedulingPolicy: Invalid value: \"\": must specify one of: `basic`, `gang`"],
+                &[
+                    "spec.podGroupTemplates[0].schedulingPolicy: Invalid value: \"\": must specify one of: `basic`, `gang`",
+                ],
             ),
             (
                 with("schedulingPolicy", json!({"gang": {"minCount": -1}})),
                 OPEN,
-                &["spec.podGroupTemplates[0].schedulingPolicy.gang.minCount: Invalid value: -1: must be greater than or equal to 1"],
+                &[
+                    "spec.podGroupTemplates[0].schedulingPolicy.gang.minCount: Invalid value: -1: must be greater than or equal to 1",
+                ],
             ),
             (with("priority", json!(3)), Gates::default(), &["spec.podGroupTemplates[0].priority: Forbidden"]),
             (
                 with("disruptionMode", json!("All")),
                 OPEN,
-                &["spec.podGroupTemplates[0].disruptionMode: Unsupported value: \"All\": supported values: \"Pod\", \"PodGroup\""],
+                &[
+                    "spec.podGroupTemplates[0].disruptionMode: Unsupported value: \"All\": supported values: \"Pod\", \"PodGroup\"",
+                ],
             ),
         ] {
             let errors: Vec<String> = check(&object, None, gates).iter().map(ToString::to_string).collect();

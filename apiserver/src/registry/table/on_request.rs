@@ -143,13 +143,7 @@ fn pod_group(o: View<'_>, now: Timestamp) -> Vec<Value> {
     let template = spec.child("podGroupTemplateRef");
     let workload = template.child("workload").child("workloadName").str();
     let workload = if template.exists() { workload } else { NONE };
-    vec![
-        name(&o),
-        policy.into(),
-        workload.into(),
-        disrupted.or(scheduled).unwrap_or("Pending").into(),
-        age(&o, now),
-    ]
+    vec![name(&o), policy.into(), workload.into(), disrupted.or(scheduled).unwrap_or("Pending").into(), age(&o, now)]
 }
 
 fn migration(o: View<'_>, _now: Timestamp) -> Vec<Value> {
