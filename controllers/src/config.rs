@@ -89,6 +89,9 @@ impl Default for Config {
 impl Config {
     /// Whether a controller is to run: the first pattern about it decides, then whether it is on by default.
     pub fn enables(&self, controller: &Controller) -> bool {
+        if !controller.gate.is_empty() && !coxswain_api::features::is_open(controller.gate) {
+            return false;
+        }
         let mut star = false;
         for pattern in &self.controllers {
             match pattern.strip_prefix('-') {

@@ -31,6 +31,7 @@ mod nodeipam;
 mod nodelifecycle;
 mod podautoscaler;
 mod podgc;
+mod podgroupprotection;
 mod replicaset;
 mod resourcequota;
 mod serviceaccount;

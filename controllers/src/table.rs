@@ -15,26 +15,32 @@ pub struct Controller {
     pub event_source: &'static str,
     /// Whether `*` includes it.
     pub default: bool,
+    /// The feature gate without which there is no such controller; empty if there always is.
+    pub gate: &'static str,
     pub start: fn(Context) -> BoxFuture<'static, ()>,
 }
 
 macro_rules! controller {
     ($name:literal, $alias:literal, $identity:literal, $event_source:literal, $start:path) => {
-        controller!($name, $alias, $identity, $event_source, $start, true)
+        controller!($name, $alias, $identity, $event_source, $start, true, "")
     };
     ($name:literal, $alias:literal, $identity:literal, $event_source:literal, $start:path, $default:literal) => {
+        controller!($name, $alias, $identity, $event_source, $start, $default, "")
+    };
+    ($name:literal, $alias:literal, $identity:literal, $event_source:literal, $start:path, $default:literal, $gate:literal) => {
         Controller {
             name: $name,
             alias: $alias,
             identity: $identity,
             event_source: $event_source,
             default: $default,
+            gate: $gate,
             start: |context| Box::pin($start(context)),
         }
     };
 }
 
-/// Name, former name, service account, event source, entry.
+/// Name, former name, service account, event source, entry, whether it is on by default, feature gate.
 #[rustfmt::skip]
 pub const CONTROLLERS: &[Controller] = &[
     controller!("deployment-controller", "deployment", "deployment-controller", "deployment-controller", crate::deployment::run),
@@ -59,6 +65,7 @@ pub const CONTROLLERS: &[Controller] = &[
     controller!("persistentvolume-binder-controller", "persistentvolume-binder", "persistent-volume-binder", "persistentvolume-controller", crate::volume::binder::run),
     controller!("persistentvolumeclaim-protection-controller", "pvc-protection", "pvc-protection-controller", "pvc-protection-controller", crate::volume::protection::run_claims),
     controller!("persistentvolume-protection-controller", "pv-protection", "pv-protection-controller", "pv-protection-controller", crate::volume::protection::run_volumes),
+    controller!("podgroup-protection-controller", "", "podgroup-protection-controller", "podgroup-protection-controller", crate::podgroupprotection::run, true, "GenericWorkload"),
     controller!("ephemeral-volume-controller", "ephemeral-volume", "ephemeral-volume-controller", "ephemeral_volume", crate::volume::ephemeral::run),
     controller!("horizontal-pod-autoscaler-controller", "horizontalpodautoscaling", "horizontal-pod-autoscaler", "horizontal-pod-autoscaler", crate::podautoscaler::run),
     controller!("certificatesigningrequest-signing-controller", "csrsigning", "certificate-controller", "certificate-controller", crate::certificates::run_signer),

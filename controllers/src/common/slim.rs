@@ -26,6 +26,13 @@ pub const BY_OWNER: &str = "owner";
 pub const BY_NODE: &str = "node";
 /// Index of pods by namespace and claim they use, as `NAMESPACE/CLAIM`.
 pub const BY_CLAIM: &str = "claim";
+/// Index of pods by namespace and the group that they are scheduled with, as `NAMESPACE/GROUP`.
+pub const BY_GROUP: &str = "group";
+
+/// The group that a pod is scheduled with.
+pub fn group_of(pod: &Pod) -> Option<String> {
+    pod.spec.as_ref()?.scheduling_group.as_ref()?.pod_group_name.clone()
+}
 
 /// What is left of an affinity when only references to nodes by field matter: by them DaemonSets place their pods.
 fn node_fields_only(affinity: Affinity) -> Option<Affinity> {
@@ -85,6 +92,10 @@ impl SlimPod {
                 .filter(|node| !node.is_empty())
                 .into_iter()
                 .collect()
+        });
+        pods.add_index(BY_GROUP, |pod| {
+            let group = group_of(pod).map(|name| format!("{}/{name}", owners::namespace(&pod.metadata)));
+            group.into_iter().collect()
         });
         pods.add_index(BY_CLAIM, |pod| {
             let namespace = owners::namespace(&pod.metadata);

@@ -18,6 +18,7 @@ pub(super) enum Key {
 
 const EC: &str = "1.2.840.10045.2.1";
 const ED25519: &str = "1.3.101.112";
+const X25519: &str = "1.3.101.110";
 /// Curves by identifier, with the names that upstream shows.
 const CURVES: [(&str, &str); 4] =
     [("1.3.132.0.33", "P-224"), ("1.2.840.10045.3.1.7", "P-256"), ("1.3.132.0.34", "P-384"), ("1.3.132.0.35", "P-521")];
@@ -44,6 +45,8 @@ pub(super) fn of_info(info: &SubjectPublicKeyInfo<'_>) -> Option<Option<Key>> {
     let bytes = info.subject_public_key.data.to_vec();
     match info.algorithm.algorithm.to_id_string().as_str() {
         ED25519 => return (bytes.len() == 32).then_some(Some(Key::Ed25519(bytes))),
+        // Nothing can be signed with it.
+        X25519 => return Some(Some(Key::Other)),
         EC => {
             let parameters = info.algorithm.parameters.as_ref()?;
             let curve = parameters.as_oid().ok()?.to_id_string();
