@@ -2,9 +2,9 @@
 
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
-use coxswain_api::Value;
 use coxswain_api::features::Feature;
 use coxswain_api::field::{Error, ErrorList, View};
+use coxswain_api::{Value, names};
 
 pub struct Leases;
 
@@ -27,6 +27,13 @@ impl Resource for Leases {
         if transitions.i64() < 0 {
             errors.push(Error::invalid(transitions.path(), transitions.i64(), "must be greater than or equal to 0"));
         }
+        let (way, preferred) = (spec.child("strategy"), spec.child("preferredHolder"));
+        if way.exists() {
+            strategy(&way, &mut errors);
+        }
+        if !preferred.is_empty() && way.is_empty() {
+            errors.push(Error::forbidden(preferred.path(), "may only be specified if `strategy` is defined"));
+        }
         errors
     }
 
@@ -44,6 +51,23 @@ impl Resource for Leases {
 
     fn repeats_metadata_checks(&self, _subresource: &str) -> MetadataChecks {
         MetadataChecks { update: true, whole: false, whole_first: false }
+    }
+}
+
+/// The one way to elect a leader that Kubernetes knows.
+pub(super) const OLDEST: &str = "OldestEmulationVersion";
+
+/// How a leader is elected: in Kubernetes' way, or in one with a domain (upstream: `ValidateCoordinatedLeaseStrategy`).
+pub(super) fn strategy(strategy: &View<'_>, errors: &mut ErrorList) {
+    // Upstream names the field twice.
+    let path = strategy.path().child("strategy");
+    match strategy.str() {
+        OLDEST => {}
+        name if name.contains('/') => {
+            let wrong = names::qualified_name(name);
+            errors.extend(wrong.into_iter().map(|why| Error::invalid(&path, name, why)));
+        }
+        name => errors.push(Error::not_supported(&path, name, &[OLDEST])),
     }
 }
 
