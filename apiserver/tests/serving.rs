@@ -2,6 +2,8 @@
 
 #[path = "serving/cbor.rs"]
 mod cbor;
+#[path = "serving/debug.rs"]
+mod debug;
 #[path = "serving/flaky.rs"]
 mod flaky;
 #[path = "serving/requests.rs"]

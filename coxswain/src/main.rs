@@ -6,6 +6,7 @@ mod cluster_setup;
 mod components;
 mod containerd;
 mod convert;
+mod debug_socket;
 mod flags;
 mod join;
 mod kubeconfig;

@@ -208,7 +208,8 @@ fn not_found() -> Response<Full<Bytes>> {
     response
 }
 
-async fn debug(request: Request<Incoming>) -> Response<Full<Bytes>> {
+/// Profiles of this process and the level of its log.
+pub async fn debug(request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
     let body = body.map(|body| body.to_bytes()).map_err(|error| error.to_string());

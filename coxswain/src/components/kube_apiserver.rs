@@ -45,10 +45,14 @@ pub async fn run(flags: &Flags) -> Result<()> {
         _ => None,
     };
     let delay = flags.duration("shutdown-delay-duration")?.unwrap_or_default();
+    let debug_socket = flags.path("debug-socket-path");
     flags.warn_without_meaning();
     let address = SocketAddr::new(bind, port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("failed to create listener: {address}"))?;
     let shutdown = on_signal()?;
+    if let Some(path) = debug_socket {
+        crate::debug_socket::start(&path, shutdown.clone());
+    }
     let mut server = Server::start(config, storage).await?;
     tokio::select! {
         () = server.ready() => {}

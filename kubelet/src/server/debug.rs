@@ -49,3 +49,19 @@ pub(super) async fn answer(settings: &KubeletConfiguration, request: Request<Inc
     };
     Some(answer.map(body))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_off_is_refused_by_name() {
+        let mut settings = KubeletConfiguration::default();
+        assert!(disabled(&settings, "/exec/ns/pod/c").is_none());
+        settings.enable_debugging_handlers = false;
+        for path in ["/exec/ns/pod/c", "/debug/pprof/profile", "/logs/"] {
+            assert_eq!(disabled(&settings, path).map(|refusal| refusal.status().as_u16()), Some(405), "{path}");
+        }
+        assert!(disabled(&settings, "/pods").is_none() && disabled(&settings, "/debug/flags/v").is_none());
+    }
+}
