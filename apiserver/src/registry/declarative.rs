@@ -41,10 +41,7 @@ impl<'a> Field<'a> {
 
     /// Whether this is not an update that left the field as it was.
     pub fn changed(&self) -> bool {
-        let is_same = |old: &View<'_>| {
-            let none = |view: &View<'_>| view.value().is_none_or(|v| v == "");
-            checks::same(self.new.value(), old.value()) || none(&self.new) && none(old)
-        };
+        let is_same = |old: &View<'_>| same(self.new.value(), old.value());
         !(self.is_update && self.old.as_ref().is_some_and(is_same))
     }
 
@@ -154,6 +151,25 @@ impl<'a> Field<'a> {
     }
 }
 
+/// Equal as upstream's types are: what is empty is as if it were absent, at any depth.
+fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
+    let is_given = |value: &&Value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    };
+    match (a.filter(is_given), b.filter(is_given)) {
+        (Some(Value::Object(a)), Some(Value::Object(b))) => {
+            a.keys().chain(b.keys()).all(|key| same(a.get(key), b.get(key)))
+        }
+        (Some(Value::Array(a)), Some(Value::Array(b))) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(Some(a), Some(b)))
+        }
+        (a, b) => a == b,
+    }
+}
+
 /// Declared rules count bytes where others count characters of the same text.
 pub(super) fn in_bytes(why: String) -> String {
     match why.strip_suffix(" characters") {
@@ -186,6 +202,13 @@ pub(super) const CONDITION: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Conditi
 mod tests {
     use super::*;
     use coxswain_api::json;
+
+    #[test]
+    fn what_is_empty_is_as_if_it_were_absent() {
+        let [a, b] = [json!({"a": [{"b": null, "c": ""}], "d": []}), json!({"a": [{}]})];
+        assert!(same(Some(&a), Some(&b)));
+        assert!(!same(Some(&json!({"a": {}})), Some(&json!({}))));
+    }
 
     #[test]
     fn what_was_wrong_before_is_let_be_and_what_changes_is_checked() {

@@ -89,7 +89,9 @@ pub(super) fn check(group: &Field<'_>, kind: Kind, gates: Gates, errors: &mut Er
             errors.push(Error::not_supported(mode.view().path(), mode.view().str(), &["Pod", "PodGroup"]));
         }
     }
+    // An empty name of a class is none; an empty mode is one, and not allowed.
     if let Some(class) = group.changed_child("priorityClassName")
+        && (gates.preemption || !class.view().is_empty())
         && is_allowed(&class, gates.preemption, errors)
         && may_not_change(&class, errors)
         && !class.view().is_empty()
@@ -108,8 +110,7 @@ pub(super) fn check(group: &Field<'_>, kind: Kind, gates: Gates, errors: &mut Er
 
 /// A field whose gate is shut must be absent, and then nothing else is asked of it.
 fn is_allowed(field: &Field<'_>, is_open: bool, errors: &mut ErrorList) -> bool {
-    let is_given = field.view().value().is_some_and(|v| v != "");
-    if !is_open && is_given {
+    if !is_open && field.exists() {
         errors.push(Error::forbidden(field.view().path(), ""));
     }
     is_open

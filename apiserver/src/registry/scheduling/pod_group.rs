@@ -2,11 +2,12 @@
 
 use super::group::{self, Gates, Kind, long_name, short_name};
 use crate::registry::declarative::Field;
+use crate::registry::defaults::set_default;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::registry::{checks, metadata};
 use crate::request::Context;
-use coxswain_api::Value;
 use coxswain_api::field::{ErrorList, View};
+use coxswain_api::{Value, json};
 
 pub struct PodGroups;
 
@@ -28,6 +29,13 @@ impl Resource for PodGroups {
             && let Some(status) = object.get_mut("status").and_then(Value::as_object_mut)
         {
             status.remove("resourceClaimStatuses");
+        }
+    }
+
+    /// Where its gate is shut, the mode is dropped, and the default is what is read of it.
+    fn canonicalize(&self, object: &mut Value) {
+        if let Some(spec) = object.get_mut("spec") {
+            set_default(spec, "disruptionMode", || json!("Pod"));
         }
     }
 
@@ -90,7 +98,6 @@ fn check(object: &Value, old: Option<&Value>, gates: Gates, errors: &mut ErrorLi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use coxswain_api::json;
 
     #[test]
     fn a_group_does_not_change_after_it_is_made() {
