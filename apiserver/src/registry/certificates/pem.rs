@@ -36,8 +36,7 @@ pub(super) fn next_block(text: &str) -> Option<(Block, &str)> {
         };
         let Some((content, trailer)) = end else { continue };
         let closes = trailer.strip_prefix(label).and_then(|trailer| trailer.strip_prefix(DASHES));
-        let Some((left, after)) = closes.map(split_line).filter(|(left, _)| left.is_empty()) else { continue };
-        debug_assert!(left.is_empty());
+        let Some((_, after)) = closes.map(split_line).filter(|(left, _)| left.is_empty()) else { continue };
         let content: String = content.chars().filter(|c| !matches!(c, ' ' | '\t' | '\r' | '\n')).collect();
         let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(content) else { continue };
         return Some((Block { label: label.to_owned(), has_headers, bytes }, after));

@@ -1,8 +1,9 @@
 //! PodCertificateRequest: a node asks for a certificate for a pod (upstream: `pkg/registry/certificates/podcertificaterequest`,
 //! `ValidatePodCertificateRequest…`).
 
-use super::keys::{self, Key};
-use super::{check_signer_name, issued};
+mod spec;
+
+use super::issued;
 use crate::admission::certificates::may;
 use crate::registry::internal::{POD_CERTIFICATE_SPEC, dump};
 use crate::registry::pipeline::{Call, Pipeline};
@@ -12,15 +13,8 @@ use crate::request::Context;
 use async_trait::async_trait;
 use base64::Engine;
 use coxswain_api::field::{Error, ErrorList, Path, View, go_quote};
-use coxswain_api::{Status, Value, names};
+use coxswain_api::{Status, Value};
 
-pub(super) const KEY_BYTES_MAX: i64 = 10 * 1024;
-const UID_BYTES_MAX: i64 = 128;
-const EXPIRATION_SECONDS_MIN: i64 = 60 * 60;
-const EXPIRATION_SECONDS_MAX: i64 = 91 * 24 * 60 * 60;
-/// For signers of Kubernetes' own.
-const EXPIRATION_SECONDS_MAX_OWN: i64 = 24 * 60 * 60;
-const ANNOTATION_BYTES_MAX: usize = 256 * 1024;
 /// Of these conditions a request has at most one, and then it is over.
 const FINAL: [&str; 3] = ["Issued", "Denied", "Failed"];
 
@@ -32,7 +26,7 @@ impl Resource for PodCertificateRequests {
     }
 
     fn validate(&self, _ctx: &Context, object: &Value) -> ErrorList {
-        check_spec(&View::root(object).child("spec"))
+        spec::check(&View::root(object).child("spec"))
     }
 
     fn validate_update(&self, ctx: &Context, object: &Value, old: &Value, subresource: &str) -> ErrorList {
@@ -93,133 +87,6 @@ pub(super) fn without_value(path: &Path, why: impl Into<String>) -> Error {
 
 pub(super) fn decoded(bytes: &View<'_>) -> Vec<u8> {
     base64::engine::general_purpose::STANDARD.decode(bytes.str()).unwrap_or_default()
-}
-
-fn check_spec(spec: &View<'_>) -> ErrorList {
-    let mut errors = ErrorList::new();
-    let signer = spec.child("signerName");
-    check_signer_name(&signer, &mut errors);
-    check_user_annotations(&spec.child("unverifiedUserAnnotations"), &mut errors);
-    for (name, uid) in [("podName", "podUID"), ("serviceAccountName", "serviceAccountUID"), ("nodeName", "nodeUID")] {
-        checks::dns_subdomain(&spec.child(name), &mut errors);
-        let uid = spec.child(uid);
-        if uid.is_empty() {
-            errors.push(Error::invalid(uid.path(), "", "must not be empty"));
-        }
-        if uid.len() as i64 > UID_BYTES_MAX {
-            errors.push(Error::too_long(uid.path(), UID_BYTES_MAX));
-        }
-    }
-    let expiration = spec.child("maxExpirationSeconds");
-    let Some(seconds) = expiration.opt_i64() else {
-        errors.push(Error::required(expiration.path(), "must be set"));
-        return errors;
-    };
-    let host = signer.str().split('/').next().unwrap_or_default();
-    let is_own = host == "kubernetes.io" || host.ends_with(".kubernetes.io");
-    let max = if is_own { EXPIRATION_SECONDS_MAX_OWN } else { EXPIRATION_SECONDS_MAX };
-    if !(EXPIRATION_SECONDS_MIN..=max).contains(&seconds) {
-        let why = format!("must be in the range [{EXPIRATION_SECONDS_MIN}, {max}]");
-        errors.push(Error::invalid(expiration.path(), seconds, why));
-    }
-    let [request, key, proof] =
-        ["stubPKCS10Request", "pkixPublicKey", "proofOfPossession"].map(|field| spec.child(field));
-    match [&request, &key, &proof].map(View::is_empty) {
-        [false, true, true] => check_request(&request, &mut errors),
-        [true, false, false] => check_key(&key, &proof, spec.child("podUID").str(), &mut errors),
-        _ => {
-            let why = "exactly one of (stubPKCS10Request) or (pkixPublicKey, proofOfPossession) must be set";
-            errors.push(without_value(spec.path(), why));
-        }
-    }
-    errors
-}
-
-fn check_user_annotations(annotations: &View<'_>, errors: &mut ErrorList) {
-    let mut bytes = 0;
-    for (key, value) in annotations.entries() {
-        domain_prefixed_key(annotations.path(), &key.to_lowercase(), errors);
-        bytes += key.len() + value.str().len();
-    }
-    if bytes > ANNOTATION_BYTES_MAX {
-        errors.push(Error::too_long(annotations.path(), ANNOTATION_BYTES_MAX as i64));
-    }
-}
-
-/// A qualified name that has a domain (upstream: `IsDomainPrefixedKey`).
-fn domain_prefixed_key(path: &Path, key: &str, errors: &mut ErrorList) {
-    if key.is_empty() {
-        errors.push(Error::required(path, ""));
-        return;
-    }
-    let wrong = names::qualified_name(key);
-    if wrong.is_empty() && !key.contains('/') {
-        let why = "must be a domain-prefixed key (such as \"acme.io/foo\")";
-        errors.push(Error::invalid(path, key, why));
-    }
-    errors.extend(wrong.into_iter().map(|why| Error::invalid(path, key, why)));
-}
-
-fn check_request(request: &View<'_>, errors: &mut ErrorList) {
-    let bytes = decoded(request);
-    if bytes.len() as i64 > KEY_BYTES_MAX {
-        errors.push(Error::too_long(request.path(), KEY_BYTES_MAX));
-        return;
-    }
-    let Some(key) = keys::of_request(&bytes) else {
-        errors.push(without_value(request.path(), "must be a valid PKCS#10 CSR"));
-        return;
-    };
-    let wrong = match &key {
-        Key::Ec { curve, .. } if !key.is_supported() => Error::invalid(
-            request.path(),
-            format!("curve {curve}"),
-            "elliptic public keys must use curve P256, P384, or P521",
-        ),
-        Key::Rsa { bits, .. } if !key.is_supported() => Error::invalid(
-            request.path(),
-            format!("{bits}-bit modulus"),
-            "RSA keys must have modulus size 3072 or 4096",
-        ),
-        Key::Other => {
-            without_value(request.path(), "unknown public key type; supported types are Ed25519, ECDSA, and RSA")
-        }
-        _ if !keys::is_signed(&bytes) => without_value(request.path(), "invalid signature"),
-        _ => return,
-    };
-    errors.push(wrong);
-}
-
-/// The older form: a key, and a signature of the pod's identity made with it.
-fn check_key(key_view: &View<'_>, proof: &View<'_>, pod_uid: &str, errors: &mut ErrorList) {
-    let (key_bytes, signature) = (decoded(key_view), decoded(proof));
-    for (view, bytes) in [(key_view, &key_bytes), (proof, &signature)] {
-        if bytes.len() as i64 > KEY_BYTES_MAX {
-            errors.push(Error::too_long(view.path(), KEY_BYTES_MAX));
-            return;
-        }
-    }
-    let path = key_view.path();
-    let Some(key) = keys::of_public_key(&key_bytes) else {
-        errors.push(Error::invalid(path, key_view.str(), "must be a valid PKIX-serialized public key"));
-        return;
-    };
-    let wrong = match &key {
-        Key::Ec { curve, .. } if !key.is_supported() => {
-            Error::invalid(path, format!("curve {curve}"), "elliptic public keys must use curve P256 or P384")
-        }
-        Key::Rsa { bits, .. } if !key.is_supported() => {
-            Error::invalid(path, format!("{bits}-bit modulus"), "RSA keys must have modulus size 3072 or 4096")
-        }
-        Key::Other => {
-            Error::invalid(path, key_view.str(), "unknown public key type; supported types are Ed25519, ECDSA, and RSA")
-        }
-        _ if !key.proves(pod_uid.as_bytes(), &signature) => {
-            without_value(proof.path(), "could not verify proof-of-possession signature")
-        }
-        _ => return,
-    };
-    errors.push(wrong);
 }
 
 fn is_final(status: &View<'_>, kind: &str) -> bool {
