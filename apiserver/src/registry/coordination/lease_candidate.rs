@@ -1,6 +1,7 @@
 //! LeaseCandidate: who stands for election as holder of a lease (upstream: `pkg/registry/coordination/leasecandidate`,
 //! `ValidateLeaseCandidate`).
 
+use super::lease::{self, OLDEST};
 use crate::registry::checks;
 use crate::registry::resource::{MetadataChecks, Resource};
 use crate::request::Context;
@@ -8,8 +9,6 @@ use coxswain_api::field::{Error, ErrorList, View};
 use coxswain_api::{Value, names};
 use semver::Version;
 use std::cmp::Ordering;
-
-const OLDEST: &str = "OldestEmulationVersion";
 
 pub struct LeaseCandidates;
 
@@ -59,21 +58,12 @@ fn check_spec(spec: &View<'_>) -> ErrorList {
         errors.push(Error::invalid(binary.path(), binary.str(), why));
     }
     checks::required(&strategy, &mut errors);
-    // Upstream names the field twice.
-    let path = strategy.path().child("strategy");
-    match strategy.str() {
-        "" => {}
-        OLDEST => {
-            if emulated.cmp_precedence(&NO_VERSION) == Ordering::Equal {
-                let why = format!("must be specified when `strategy` is '{OLDEST}'");
-                errors.push(Error::required(emulation.path(), why));
-            }
-        }
-        name if name.contains('/') => {
-            let wrong = names::qualified_name(name);
-            errors.extend(wrong.into_iter().map(|why| Error::invalid(&path, name, why)));
-        }
-        name => errors.push(Error::not_supported(&path, name, &[OLDEST])),
+    if strategy.str() == OLDEST && emulated.cmp_precedence(&NO_VERSION) == Ordering::Equal {
+        let why = format!("must be specified when `strategy` is '{OLDEST}'");
+        errors.push(Error::required(emulation.path(), why));
+    }
+    if !strategy.is_empty() {
+        lease::strategy(&strategy, &mut errors);
     }
     errors
 }
