@@ -21,7 +21,8 @@ trap finish EXIT
 printf 'openapi-token,admin,admin,system:masters\n' >"$dir/tokens.csv"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 "$binary" kube-apiserver --data-dir "$dir/data" --cert-dir "$dir/certs" --bind-address 127.0.0.1 --secure-port "$port" \
-    --token-auth-file "$dir/tokens.csv" --runtime-config api/all=true >"$dir/server.log" 2>&1 &
+    --token-auth-file "$dir/tokens.csv" --runtime-config api/all=true --feature-gates AllAlpha=true,AllBeta=true \
+    >"$dir/server.log" 2>&1 &
 server=$!
 for _ in $(seq 150); do
     curl -sk "https://127.0.0.1:$port/readyz" 2>/dev/null | grep -q '^ok' && break
@@ -33,5 +34,5 @@ cat >"$dir/kubeconfig" <<CONFIG
  "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:$port", "insecure-skip-tls-verify": true}}],
  "users": [{"name": "c", "user": {"token": "openapi-token"}}]}
 CONFIG
-"${CONFORMANCE:-target/debug/conformance}" openapi --kubeconfig "$dir/kubeconfig" --theirs "$reference" --without-enums --without-media cbor \
+"${CONFORMANCE:-target/debug/conformance}" openapi --kubeconfig "$dir/kubeconfig" --theirs "$reference" --without-enums \
     --skip /logs --skip /.well-known "$@"
