@@ -1,7 +1,5 @@
 //! A whole server on an embedded store, called in process and over TLS: lists, watches, custom resources and tunnels.
 
-#[path = "serving/cbor.rs"]
-mod cbor;
 #[path = "serving/debug.rs"]
 mod debug;
 #[path = "serving/flaky.rs"]
@@ -509,5 +507,22 @@ async fn what_is_served_is_counted() -> Result<()> {
         let text = cluster.send("GET", page, None).await?.into_body().collect().await?.to_bytes();
         ensure!(std::str::from_utf8(&text)?.starts_with("\nkube-apiserver "), "{page}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cbor_is_refused_while_its_gate_is_shut() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let send = async |method: &str, path: &str, content_type: &str, accept: &str| -> Result<u16> {
+        let request = Request::builder().method(method).uri(path);
+        let request = request.header("content-type", content_type).header("accept", accept);
+        let request = request.body(Full::new(Bytes::from_static(b"\xd9\xd9\xf7\xa0")))?;
+        Ok(cluster.server.service_for(admin()).oneshot(request).await?.status().as_u16())
+    };
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let patch = "application/apply-patch+cbor";
+    assert_eq!(send("POST", secrets, "application/cbor", "application/json").await?, 415);
+    assert_eq!(send("PATCH", &format!("{secrets}/a"), patch, "application/json").await?, 415);
+    assert_eq!(send("GET", secrets, "application/cbor", "application/cbor").await?, 406);
     Ok(())
 }

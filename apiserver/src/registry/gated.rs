@@ -112,9 +112,19 @@ const SLICE_BINDING: &[&str] =
 /// Drops from the part of an object at `pointer` what belongs to features that are off. `old` is the object before, if there
 /// was one.
 pub fn drop_disabled(object: &mut Value, old: Option<&Value>, pointer: &str, fields: Fields) {
+    drop_shut(object, old, pointer, fields, Feature::enabled);
+}
+
+fn drop_shut(
+    object: &mut Value,
+    old: Option<&Value>,
+    pointer: &str,
+    fields: Fields,
+    is_open: impl Fn(Feature) -> bool,
+) {
     let Some(part) = object.pointer_mut(pointer) else { return };
     let old = old.and_then(|old| old.pointer(pointer));
-    for (_, paths) in fields.iter().filter(|(feature, _)| !feature.enabled()) {
+    for (_, paths) in fields.iter().filter(|(feature, _)| !is_open(*feature)) {
         drop_unused(part, old, paths);
     }
 }
@@ -175,7 +185,6 @@ fn remove(value: &mut Value, path: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use coxswain_api::features::Gates;
     use coxswain_api::json;
 
     #[test]
@@ -211,18 +220,12 @@ mod tests {
 
     #[test]
     fn a_gate_that_is_opened_or_shut_decides() {
-        Gates::parse(&[
-            "GenericWorkload=true",
-            "ContainerRestartRules=false,RestartAllContainersOnContainerExits=false",
-        ])
-        .unwrap()
-        .install();
         let mut new = json!({
             "schedulingGroup": {"podGroupName": "g"},
             "initContainers": [{"restartPolicy": "Always"}, {"restartPolicy": "Never"}],
             "containers": [{"restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart"}]}],
         });
-        drop_disabled(&mut new, None, "", POD_SPEC);
+        drop_shut(&mut new, None, "", POD_SPEC, |feature| feature != Feature::ContainerRestartRules);
         let want = json!({
             "schedulingGroup": {"podGroupName": "g"},
             "initContainers": [{"restartPolicy": "Always"}, {}],

@@ -24,6 +24,8 @@ pub(super) struct View<'a> {
     /// The other ones.
     condemned: BTreeMap<i32, Arc<SlimPod>>,
     now: Timestamp,
+    /// `maxUnavailable` counts.
+    several: bool,
 }
 
 #[derive(Clone)]
@@ -65,7 +67,8 @@ impl<'a> View<'a> {
                 }
             }
         }
-        Self { spec, generation: set.metadata.generation, current, update, slots, condemned, now }
+        let several = Feature::MaxUnavailableStatefulSet.enabled();
+        Self { spec, generation: set.metadata.generation, current, update, slots, condemned, now, several }
     }
 
     fn pods(&self) -> impl Iterator<Item = &Arc<SlimPod>> {
@@ -89,7 +92,7 @@ impl<'a> View<'a> {
     fn max_unavailable(&self) -> usize {
         let rolling = self.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
         let limit = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
-        match limit.filter(|_| Feature::MaxUnavailableStatefulSet.enabled()) {
+        match limit.filter(|_| self.several) {
             // A small share rounds down to none, with which no update would ever begin.
             Some(limit) => {
                 let most = int_or_percent::resolve(limit, self.spec.replicas.unwrap_or(1), false);
@@ -201,7 +204,7 @@ pub(super) fn plan(view: &View, before: &StatefulSetStatus) -> Vec<Step> {
     }
     let partition = strategy.and_then(|strategy| strategy.rolling_update.as_ref()?.partition).unwrap_or(0);
     let from = start_of(&view.spec) + partition;
-    if Feature::MaxUnavailableStatefulSet.enabled() {
+    if view.several {
         let is_unavailable = |slot: &&Option<Arc<SlimPod>>| slot.as_ref().is_none_or(|pod| view.is_unavailable(pod));
         let unavailable = view.slots.values().filter(is_unavailable).count();
         let outdated =
@@ -243,7 +246,6 @@ pub(super) fn complete_update(set: &StatefulSet, status: &mut StatefulSetStatus)
 
 #[cfg(test)]
 mod tests {
-    use coxswain_api::features::Gates;
     use serde_json::json;
 
     use super::*;
@@ -266,11 +268,11 @@ mod tests {
     }
 
     fn check(replicas: i32, pods: &[Arc<SlimPod>]) -> Vec<String> {
-        check_set(&set(replicas), pods)
+        check_set(&set(replicas), pods, false)
     }
 
-    fn check_set(set: &StatefulSet, pods: &[Arc<SlimPod>]) -> Vec<String> {
-        let view = View::new(set, pods, "old", "new", Timestamp::UNIX_EPOCH);
+    fn check_set(set: &StatefulSet, pods: &[Arc<SlimPod>], several: bool) -> Vec<String> {
+        let view = View { several, ..View::new(set, pods, "old", "new", Timestamp::UNIX_EPOCH) };
         plan(&view, &StatefulSetStatus::default())
             .into_iter()
             .map(|step| match step {
@@ -297,7 +299,6 @@ mod tests {
     }
     #[test]
     fn several_pods_may_be_unavailable_where_the_gate_is_open() {
-        Gates::parse(&["MaxUnavailableStatefulSet=true"]).unwrap().install();
         let mut set = set(4);
         let rolling = json!({"partition": 1, "maxUnavailable": "50%"});
         set.spec.as_mut().unwrap().update_strategy =
@@ -305,13 +306,13 @@ mod tests {
         let pods = |revisions: [&str; 4]| -> Vec<Arc<SlimPod>> {
             revisions.iter().enumerate().map(|(at, revision)| pod(at as i32, revision, true)).collect()
         };
-        assert_eq!(check_set(&set, &pods(["old"; 4])), ["delete s-3", "delete s-2"]);
-        assert_eq!(check_set(&set, &pods(["old", "old", "new", "new"])), ["delete s-1"]);
-        assert_eq!(check_set(&set, &pods(["old", "new", "new", "new"])), Vec::<String>::new());
+        assert_eq!(check_set(&set, &pods(["old"; 4]), true), ["delete s-3", "delete s-2"]);
+        assert_eq!(check_set(&set, &pods(["old", "old", "new", "new"]), true), ["delete s-1"]);
+        assert_eq!(check_set(&set, &pods(["old", "new", "new", "new"]), true), Vec::<String>::new());
         set.spec.as_mut().unwrap().pod_management_policy = Some("Parallel".into());
         let mut one_out = pods(["old"; 4]);
         one_out[0] = pod(0, "old", false);
-        assert_eq!(check_set(&set, &one_out), ["delete s-3"]);
+        assert_eq!(check_set(&set, &one_out, true), ["delete s-3"]);
     }
 
     #[test]
@@ -319,6 +320,6 @@ mod tests {
         let mut set = set(2);
         let spec = set.spec.as_mut().unwrap();
         (spec.pod_management_policy, spec.min_ready_seconds) = (Some("Parallel".into()), Some(10));
-        assert_eq!(check_set(&set, &[pod(0, "old", true), pod(1, "new", true)]), Vec::<String>::new());
+        assert_eq!(check_set(&set, &[pod(0, "old", true), pod(1, "new", true)], false), Vec::<String>::new());
     }
 }
