@@ -5,7 +5,7 @@ use super::Options;
 use crate::{Error, Result, Revision};
 use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// The format this code reads and writes. A directory of another format is refused.
@@ -31,10 +31,35 @@ pub struct Opened {
     pub time: u64,
 }
 
+/// What the engine takes for granted of its manifests, which bear no checksum there. It ends the process where that does not hold.
+const MANIFEST: [(&[u8], &[u8]); 2] = [(b"level_count", &[7]), (b"filter_hash_type", &[0])];
+
+/// Refuses manifests that the engine would not survive. Whatever else is wrong with them, it says itself.
+fn check_manifests(keyspaces: &Path) -> Result<()> {
+    for keyspace in std::fs::read_dir(keyspaces).into_iter().flatten().flatten() {
+        let directory = keyspace.path();
+        let current = std::fs::read(directory.join("current")).unwrap_or_default();
+        let Some(number) = current.first_chunk::<8>() else { continue };
+        let path = directory.join(format!("v{}", u64::from_le_bytes(*number)));
+        let Ok(reader) = sfa::Reader::new(&path) else { continue };
+        for (name, wanted) in MANIFEST {
+            let section = reader.toc().section(name).and_then(|section| section.reader(&path).ok());
+            let mut found = Vec::new();
+            let read = section.map(|section| section.take(wanted.len() as u64 + 1).read_to_end(&mut found));
+            if !matches!(read, Some(Ok(_))) || found != wanted {
+                let what = format!("{} in it is not as it was written", String::from_utf8_lossy(name));
+                return Err(Error::Corrupt { place: path.display().to_string(), what });
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Disk {
     pub fn open(directory: &Path, options: &Options) -> Result<Opened> {
         std::fs::create_dir_all(directory).map_err(|e| unavailable("open", directory, e))?;
         let fail = |e| engine_error("open", directory, "the engine's files", e);
+        check_manifests(&directory.join("engine").join("keyspaces"))?;
         let database = Database::builder(directory.join("engine"))
             .cache_size(options.cache_bytes)
             .max_journaling_size(64 << 20)

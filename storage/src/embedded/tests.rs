@@ -189,6 +189,35 @@ async fn a_flipped_bit_in_a_table_is_noticed() {
     assert_corrupt(after_damage(flip).await);
 }
 
+/// The engine ends the process over these, as it takes them for granted.
+#[tokio::test]
+async fn a_manifest_that_the_engine_would_not_survive_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()).unwrap());
+    let number = |p: &Path| p.file_name()?.to_str()?.strip_prefix('v')?.parse::<u64>().ok();
+    let in_force = |p: &Path| {
+        let current = std::fs::read(p.with_file_name("current")).ok()?;
+        Some(u64::from_le_bytes(*current.first_chunk()?))
+    };
+    let is_manifest = |p: &Path| number(p).is_some() && number(p) == in_force(p);
+    let manifests = files_below(dir.path(), &is_manifest);
+    assert!(!manifests.is_empty());
+    for manifest in manifests {
+        let whole = std::fs::read(&manifest).unwrap();
+        for (section, wrong) in [(&b"level_count"[..], 135), (b"filter_hash_type", 1)] {
+            let reader = sfa::Reader::new(&manifest).unwrap();
+            let at = reader.toc().section(section).unwrap().pos() as usize;
+            let mut bytes = whole.clone();
+            bytes[at] = wrong;
+            std::fs::write(&manifest, bytes).unwrap();
+            let refused = open(dir.path()).err().unwrap();
+            assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
+            std::fs::write(&manifest, &whole).unwrap();
+        }
+    }
+    open(dir.path()).unwrap();
+}
+
 /// Whatever bit of whatever file is turned over or cut off: the store says that it is damaged, or has everything as it was.
 /// It never serves anything else.
 #[tokio::test(flavor = "multi_thread")]
