@@ -132,8 +132,8 @@ impl ListOptions {
             }
             if !rv_match.is_empty() {
                 if self.send_initial_events.is_none() {
-                    let mut forbid = |why: &str| errors.push(Error::forbidden(&path, why));
-                    forbid("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+                    let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+                    errors.push(Error::forbidden(&path, why));
                 }
                 if rv_match != "NotOlderThan" {
                     errors.push(Error::not_supported(&path, rv_match, &["NotOlderThan"]));
